@@ -1,0 +1,281 @@
+"""Activations in shards: cached on disk or computed as training goes, with the same numbers, and batches drawn from them.
+
+The training blocks of tokens are permuted once (data.seed) and cut into shards. Each epoch visits the shards in an order
+of its own and shuffles windows of several shards fully (train.order_seed), so batch s is a pure function of the manifest,
+order_seed, batch size and s. Special tokens (BOS, separators) are in the shards, marked, and never in a batch.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from saebench.config import DataConfig, InputError, RunConfig
+from saebench.data import TokenStore
+from saebench.lm import LM
+from saebench.progress import Progress, say
+from saebench.saes.base import Stats
+from saebench.store import key_of, read_json, stage, write_json
+
+NUMERICS = 1  # raised by hand when the activations of an unchanged config change
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 1.0)
+
+
+class Shard(NamedTuple):
+    """Consecutive permuted blocks: x [b, t, d_in], tokens and documents [b, t], special [b, t] (bool)."""
+
+    x: Tensor
+    tokens: Tensor
+    documents: Tensor
+    special: Tensor
+
+    def rows(self) -> Tensor:
+        """The activations that are trained on, in order: [rows, d_in]."""
+        return self.x[~self.special]
+
+
+class Shards:
+    """The training activations, shard by shard, computed by the language model; `DiskShards` reads them instead."""
+
+    def __init__(self, cfg: DataConfig, store: TokenStore, lm: Callable[[], LM], batch: int) -> None:
+        self.cfg, self.store, self.lm, self.batch = cfg, store, lm, batch
+        generator = torch.Generator().manual_seed(cfg.seed)
+        self.order = torch.randperm(store.n_blocks("train"), generator=generator)  # [n_blocks]
+        self.blocks = max(1, cfg.shard_tokens // cfg.seq_len)
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.blocks)
+
+    def block_ids(self, i: int) -> Tensor:
+        """The training blocks of shard i: [b]."""
+        return self.order[i * self.blocks : (i + 1) * self.blocks]
+
+    def read(self, i: int, progress: Progress | None = None) -> Shard:
+        """Shard i. Raises InputError naming shard and token if an activation is not finite."""
+        blocks = self.store.blocks("train", self.block_ids(i))
+        parts = []
+        for tokens in blocks.tokens.split(self.batch):
+            parts.append(self.lm().activations(tokens).to(DTYPES[self.cfg.dtype]).cpu())
+            if progress is not None:
+                progress.advance(tokens.numel())
+        x = torch.cat(parts)  # [b, t, d_in]
+        special = self.store.special(blocks.tokens)
+        check_finite(x, special, i)
+        return Shard(x, blocks.tokens, blocks.documents, special)
+
+
+class DiskShards(Shards):
+    """The same shards, read from the cache."""
+
+    def __init__(self, cfg: DataConfig, store: TokenStore, lm: Callable[[], LM], batch: int, path: Path) -> None:
+        super().__init__(cfg, store, lm, batch)
+        self.path = path
+
+    def read(self, i: int, progress: Progress | None = None) -> Shard:
+        tensors = load_file(shard_file(self.path, i))
+        return Shard(tensors["x"], tensors["tokens"].long(), tensors["documents"].long(), tensors["special"])
+
+
+def shard_file(path: Path, i: int) -> Path:
+    """The file of shard i."""
+    return path / f"shard-{i:05d}.safetensors"
+
+
+def check_finite(x: Tensor, special: Tensor, shard: int) -> None:
+    """Raise InputError unless every activation that is not a special token's is finite."""
+    bad = (~x.isfinite()).any(2) & ~special  # [b, t]
+    if bool(bad.any()):
+        block, position = (int(v) for v in bad.nonzero()[0])
+        raise InputError(
+            f"activations: NaN or inf in shard {shard}, block {block}, token {position}; "
+            "try model.dtype=float32 (some models overflow in lower precision)"
+        )
+
+
+def activation_inputs(cfg: RunConfig, tokens: dict[str, Any], model: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """All that the activations depend on: tokens, model, site, precision, the way they are cut into shards."""
+    data = {name: getattr(cfg.data, name) for name in ("dtype", "shard_tokens", "stats_tokens", "outlier_norm", "seed")}
+    site = {"layer": cfg.model.layer, "site": cfg.model.site, "batch": cfg.model.batch, "dtype": dtype}
+    return {"numerics": NUMERICS, "tokens": tokens, "model": model, "site": site, "data": data}
+
+
+def open_shards(cfg: RunConfig, inputs: dict[str, Any], store: TokenStore, lm: Callable[[], LM], d_in: int) -> Shards:
+    """The shards as `cache` says: made on disk if missing (disk), or computed when read (stream)."""
+    if cfg.cache == "stream":
+        return Shards(cfg.data, store, lm, cfg.model.batch)
+    path = Path(cfg.outputs) / "activations" / key_of(inputs)
+    shards = Shards(cfg.data, store, lm, cfg.model.batch)
+    stage(path, inputs, lambda partial: write_cache(partial, shards, d_in), resumes=True)
+    return DiskShards(cfg.data, store, lm, cfg.model.batch, path)
+
+
+def write_cache(partial: Path, shards: Shards, d_in: int) -> None:
+    """Write every shard that an interrupted process did not."""
+    left = [i for i in range(len(shards)) if not shard_file(partial, i).exists()]
+    seq_len = shards.store.seq_len
+    tokens = {i: len(shards.block_ids(i)) * seq_len for i in left}
+    announce(partial, shards, sum(tokens.values()), d_in)
+    done = len(shards.order) * seq_len - sum(tokens.values())
+    with Progress(len(shards.order) * seq_len, "tokens", "caching activations", start=done) as progress:
+        for i in left:
+            shard = shards.read(i, progress)
+            part = shard_file(partial, i).with_suffix(".part")
+            save_file(
+                {
+                    "x": shard.x,
+                    "tokens": shard.tokens.int(),
+                    "documents": shard.documents.int(),
+                    "special": shard.special,
+                },
+                part,
+            )
+            part.rename(shard_file(partial, i))
+    write_json(partial / "manifest.json", {"shards": len(shards), "blocks": len(shards.order), "d_in": d_in})
+
+
+def announce(partial: Path, shards: Shards, tokens: int, d_in: int) -> None:
+    """Say how many tokens and bytes are to be written and about how long it takes; raise InputError if the disk is too small."""
+    size = tokens * (d_in * DTYPES[shards.cfg.dtype].itemsize + 9)
+    free = shutil.disk_usage(partial).free
+    if size > free:
+        raise InputError(
+            f"outputs: the activation cache needs {size / 1e9:.1f} GB and {partial.parent} has {free / 1e9:.1f} GB free; "
+            "lower data.n_tokens, use cache=stream, or choose another outputs folder"
+        )
+    probe = shards.store.blocks("train", shards.order[: shards.batch]).tokens
+    shards.lm().activations(probe)  # the first call pays for warming up
+    began = time.monotonic()
+    shards.lm().activations(probe)
+    seconds = (time.monotonic() - began) / probe.numel() * tokens
+    say(f"caching {tokens:,} tokens of activations, {size / 1e9:.2f} GB, about {seconds:,.0f} s")
+
+
+@dataclass(frozen=True)
+class ActivationStats(Stats):
+    """Stats of the training activations, the norm quantiles, and the norm above which a token is an outlier."""
+
+    outlier_norm: float
+    summary: dict[str, Any]
+
+    def outliers(self, x: Tensor) -> Tensor:
+        """[n] (bool): rows of x [n, d_in] whose norm is outlying."""
+        return torch.linalg.vector_norm(x.float(), dim=1) > self.outlier_norm
+
+
+def open_stats(cfg: RunConfig, inputs: dict[str, Any], shards: Shards) -> ActivationStats:
+    """The statistics of the first data.stats_tokens training tokens, and the number of rows in each shard, from a stage."""
+    path = Path(cfg.outputs) / "activations" / f"{key_of(inputs)}-stats"
+    stage(path, inputs, lambda partial: write_stats(partial, shards))
+    tensors, summary = load_file(path / "stats.safetensors"), read_json(path / "stats.json")
+    return ActivationStats(tensors["mean"], summary["scale"], tensors["variance"], summary["outlier_norm"], summary)
+
+
+def write_stats(partial: Path, shards: Shards) -> None:
+    """Measure mean, variance, scale and norm quantiles on the first shards, and count the rows of all."""
+    used = max(1, shards.cfg.stats_tokens // (shards.blocks * shards.store.seq_len))
+    used = min(used, len(shards))
+    with Progress(used, "shards", "measuring activations") as progress:
+        parts = []
+        for i in range(used):
+            parts.append(shards.read(i).rows().float())
+            progress.advance()
+    x = torch.cat(parts)  # [rows, d_in]
+    mean = x.double().mean(0)  # [d_in]
+    variance = (x.double() - mean).square().mean(0)
+    norms = torch.linalg.vector_norm(x, dim=1).sort().values  # [rows]
+    quantiles = {str(q): float(norms[round(q * (len(norms) - 1))]) for q in QUANTILES}
+    outlier_norm = shards.cfg.outlier_norm * quantiles["0.5"]
+    save_file({"mean": mean, "variance": variance}, partial / "stats.safetensors")
+    summary = {
+        "scale": float(variance.mean().sqrt()),
+        "norm_quantiles": quantiles,
+        "outlier_norm": outlier_norm,
+        "outlier_fraction": float((norms > outlier_norm).double().mean()),
+        "largest_dimension_share": float(variance.max() / variance.sum()),
+        "tokens": len(x),
+        "rows": [count_rows(shards, i) for i in range(len(shards))],
+    }
+    write_json(partial / "stats.json", summary)
+
+
+def count_rows(shards: Shards, i: int) -> int:
+    """Trained tokens in shard i, from its tokens alone."""
+    tokens = shards.store.blocks("train", shards.block_ids(i)).tokens
+    return int((~shards.store.special(tokens)).sum())
+
+
+class Window(NamedTuple):
+    """Shards shuffled together: `seed` of their permutation, the first step they serve and the number of steps."""
+
+    shards: list[int]
+    seed: int
+    first: int
+    steps: int
+
+
+class Batches:
+    """batch s of activations [batch_size, d_in] for s = 0, 1, ...; rows that do not fill a window's last batch are left out."""
+
+    def __init__(self, shards: Shards, rows: list[int], batch_size: int, window_tokens: int, order_seed: int) -> None:
+        self.shards, self.rows = shards, rows
+        self.batch_size, self.window_tokens, self.order_seed = batch_size, window_tokens, order_seed
+
+    @cached_property
+    def per_shard(self) -> int:
+        """Shards in a window."""
+        return max(1, self.window_tokens // max(self.rows))
+
+    def windows(self) -> Iterator[Window]:
+        """The windows of all epochs, without end. Raises InputError if an epoch holds no whole batch."""
+        first, epoch = 0, 0
+        while True:
+            began = first
+            generator = torch.Generator().manual_seed(seed_of(self.order_seed, epoch, 0))
+            order = torch.randperm(len(self.rows), generator=generator).tolist()
+            for w, start in enumerate(range(0, len(order), self.per_shard)):
+                members = order[start : start + self.per_shard]
+                steps = sum(self.rows[i] for i in members) // self.batch_size
+                yield Window(members, seed_of(self.order_seed, epoch, w + 1), first, steps)
+                first += steps
+            if first == began:
+                raise InputError(
+                    f"train.batch_size={self.batch_size}: an epoch has {sum(self.rows)} tokens, which fills no batch; "
+                    "lower train.batch_size or raise data.n_tokens"
+                )
+            epoch += 1
+
+    def load(self, window: Window) -> Tensor:
+        """The window's activations, shuffled: [rows, d_in]."""
+        x = torch.cat([self.shards.read(i).rows() for i in window.shards])
+        return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(window.seed))]
+
+    def between(self, start: int, stop: int) -> Iterator[Tensor]:
+        """Batches start, start + 1, ..., stop - 1; the next window is loaded in the background."""
+        wanted = (w for w in self.windows() if w.first + w.steps > start)
+        with ThreadPoolExecutor(1, thread_name_prefix="window") as pool:
+            window = next(wanted)
+            loading = pool.submit(self.load, window)
+            while window.first < stop:
+                x = loading.result()
+                following = next(wanted)
+                if following.first < stop:
+                    loading = pool.submit(self.load, following)
+                for s in range(max(start, window.first), min(stop, window.first + window.steps)):
+                    yield x[(s - window.first) * self.batch_size :][: self.batch_size]
+                window = following
+
+
+def seed_of(*parts: int) -> int:
+    """A 63-bit seed from small integers, so that nearby ones give unrelated streams."""
+    return int(key_of({"seed": list(parts)}), 16)

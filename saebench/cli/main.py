@@ -1,0 +1,132 @@
+"""`saebench`: every command imports what it needs when it runs, so that help and mistakes are answered at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saebench import __version__
+from saebench.config import InputError
+
+app = typer.Typer(
+    name="saebench",
+    help="Train, prune, nest and measure sparse autoencoders of language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE ...", help="Hydra overrides, such as sae=matryoshka sae.k=64")
+]
+ConfigDir = Annotated[
+    str | None, typer.Option("--config-dir", help="A folder with your own YAMLs, laid out like conf/")
+]
+Outputs = Annotated[Path, typer.Argument(help="The outputs folder")]
+
+
+@app.callback(invoke_without_command=True)
+def top(version: Annotated[bool, typer.Option("--version", help="Print the version")] = False) -> None:
+    """Train, prune, nest and measure sparse autoencoders of language models."""
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def train(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
+    """Cache activations if missing, train one SAE, evaluate it; the last line printed is the run folder."""
+    from saebench.compose import load
+
+    cfg = load(overrides or [], config_dir)
+    from saebench.pipeline import run
+
+    print(run([cfg])[0])
+
+
+@app.command()
+def sweep(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
+    """Train and evaluate a grid: comma lists (sae.k=16,32) or experiment=NAME; runs that are done are skipped."""
+    from saebench.compose import load_sweep
+
+    configs = load_sweep(overrides or [], config_dir)
+    from saebench.pipeline import run
+
+    for folder in dict.fromkeys(run(configs)):
+        print(folder)
+
+
+@app.command()
+def cache(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
+    """Tokenise the text and cache the activations that a run would train on."""
+    from saebench.compose import load
+
+    cfg = load(overrides or [], config_dir)
+    if cfg.cache == "stream":
+        raise InputError("cache=stream: this command writes the cache; use cache=disk")
+    from saebench.pipeline import check_outputs, open_stream
+
+    check_outputs([cfg])
+    shards = open_stream(cfg).shards
+    print(getattr(shards, "path", cfg.outputs))
+
+
+@app.command()
+def evaluate(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
+    """Evaluate runs that are trained, with the evaluate.* keys given; comma lists and experiment=NAME as in sweep."""
+    from saebench.compose import load_sweep
+
+    configs = load_sweep(overrides or [], config_dir)
+    from saebench.pipeline import run
+
+    for folder in dict.fromkeys(run(configs, evaluate_only=True)):
+        print(folder / "metrics.csv")
+
+
+@app.command()
+def tables(outputs: Outputs = Path("outputs")) -> None:
+    """Pivot the metrics of all runs into outputs/tables, and print the result."""
+    from saebench.tables import result_table, write_tables
+
+    written = write_tables(outputs)
+    print(result_table(outputs))
+    print(f"{len(written)} tables in {outputs / 'tables'}")
+
+
+@app.command()
+def figures(outputs: Outputs = Path("outputs")) -> None:
+    """Draw figures from the tables into outputs/figures."""
+    from saebench.figures import draw_figures
+
+    written = draw_figures(outputs)
+    print(f"{len(written)} figures in {outputs / 'figures'}")
+
+
+@app.command()
+def config(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
+    """Print the configuration that the overrides make, and stop."""
+    from omegaconf import OmegaConf
+
+    from saebench.compose import load
+    from saebench.config import as_dict
+
+    print(OmegaConf.to_yaml(OmegaConf.create(as_dict(load(overrides or [], config_dir)))), end="")
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on standard error and exit code 2."""
+    try:
+        app()
+    except InputError as error:
+        if os.environ.get("SAEBENCH_TRACEBACK"):
+            raise
+        print(f"saebench: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("saebench: stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,168 @@
+"""From the command line to typed configs: Hydra composes conf/, OmegaConf checks the types, errors become one line."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from saebench.config import SAE_VARIANTS, InputError, RunConfig
+
+
+def conf_folder() -> Path:
+    """The folder of configs: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def register() -> None:
+    """Tell Hydra the types of the configs."""
+    store = ConfigStore.instance()
+    store.store(name="run_schema", node=RunConfig)
+    for name, schema in SAE_VARIANTS.items():
+        store.store(group="sae", name=f"{name}_schema", node=schema)
+
+
+@contextmanager
+def composing(config_dir: str | None) -> Iterator[list[str]]:
+    """Within it `compose` works; yields the overrides that add the user's own folder of configs."""
+    register()
+    extra = []
+    if config_dir is not None:
+        folder = Path(config_dir).resolve()
+        if not folder.is_dir():
+            raise InputError(f"--config-dir={config_dir}: no such folder")
+        extra = [f"hydra.searchpath=[file://{folder}]"]
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        yield extra
+
+
+def load(overrides: Sequence[str], config_dir: str | None = None) -> RunConfig:
+    """The one run that `overrides` describe. Raises InputError, one line, for anything wrong in them."""
+    with composing(config_dir) as extra:
+        return typed(composed([*overrides, *extra]))
+
+
+def load_sweep(overrides: Sequence[str], config_dir: str | None = None) -> list[RunConfig]:
+    """Every run of a sweep: comma lists make a rectangle; an experiment brings its own grids. Duplicates are dropped."""
+    with composing(config_dir) as extra:
+        fixed, lists = split(overrides)
+        base = composed([*fixed, *(o[0] for o in lists), *extra])
+        grids = OmegaConf.to_container(base.experiment.grids) if base.get("experiment") else []
+        jobs = []
+        for grid in grids or [{}]:
+            axes = [*lists, *grid_axes(grid)]
+            jobs += [[*choice, *fixed] for choice in itertools.product(*axes)]
+        unique = list(dict.fromkeys(tuple(job) for job in jobs))
+        return [typed(composed([*job, *extra])) for job in unique]
+
+
+def split(overrides: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Overrides with one value, and those with several as lists of overrides with one."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise InputError(one_line(error, None)) from error
+    fixed = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
+    swept = [o for o in parsed if o.is_sweep_override()]
+    return fixed, [[f"{o.get_key_element()}={v}" for v in o.sweep_string_iterator()] for o in swept]
+
+
+def grid_axes(grid: Any) -> list[list[str]]:
+    """The axes of an experiment's grid: each key with its value or list of values, as overrides."""
+    if not isinstance(grid, dict):
+        raise InputError(f"experiment.grids: each grid maps keys to values, this one is {grid!r}")
+    axes = []
+    for key, value in grid.items():
+        values = value if isinstance(value, list) else [value]
+        axes.append([f"{key}={quoted(v)}" for v in values])
+    return axes
+
+
+def quoted(value: Any) -> str:
+    """A value in Hydra's override grammar."""
+    if value is None:
+        return "null"
+    if isinstance(value, list):
+        return "[" + ",".join(quoted(v) for v in value) + "]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def composed(overrides: list[str]) -> DictConfig:
+    """Hydra's config for `overrides`. Raises InputError with the nearest right key or option."""
+    try:
+        return compose("run", overrides=overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(one_line(error, overrides)) from error
+
+
+def typed(cfg: DictConfig) -> RunConfig:
+    """The config as dataclasses, checked."""
+    try:
+        missing = sorted(OmegaConf.missing_keys(cfg))
+        if missing:
+            raise InputError(f"{', '.join(missing)}: no value; give one, as in {missing[0]}=...")
+        run = OmegaConf.to_object(cfg)
+    except OmegaConfBaseException as error:
+        raise InputError(one_line(error, None)) from error
+    assert isinstance(run, RunConfig)
+    return run
+
+
+def one_line(error: Exception, overrides: list[str] | None) -> str:
+    """An error of Hydra or OmegaConf as one line, with the nearest right key or option if it was a wrong one."""
+    text = str(error)
+    cause = error.__cause__
+    wrong_key = re.search(r"Could not override '([^']+)'", text)
+    wrong_option = re.search(r"(?:Could not find|In '[^']*': Could not find) '([^']+)'", text)
+    if wrong_key and overrides is not None and "Key " in str(cause or text):
+        return unknown_key(wrong_key.group(1))
+    if wrong_option:
+        return unknown_option(wrong_option.group(1))
+    group = re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text)
+    if group:
+        return unknown_key(group.group(1))
+    key = re.search(r"full_key: (\S+)", text + str(cause or ""))
+    first = next(line.strip() for line in (str(cause or "") + "\n" + text).splitlines() if line.strip())
+    return f"{key.group(1)}: {first}" if key else first
+
+
+def unknown_key(key: str) -> str:
+    """The message for a key that the configuration lacks."""
+    names = keys_of(compose("run"))
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else "`saebench config` prints them all"
+    return f"{key}: there is no such key; {hint}"
+
+
+def keys_of(cfg: DictConfig, prefix: str = "") -> list[str]:
+    """Every dotted key of a config."""
+    names = []
+    for key in cfg:
+        names.append(f"{prefix}{key}")
+        value = cfg._get_node(key)
+        if isinstance(value, DictConfig) and not value._is_none():
+            names += keys_of(value, f"{prefix}{key}.")
+    return names
+
+
+def unknown_option(path: str) -> str:
+    """The message for an option that its group lacks."""
+    group, _, name = path.rpartition("/")
+    folder = conf_folder() / group
+    options = sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
+    near = difflib.get_close_matches(name, options, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{group}={name}: {hint}the options are {', '.join(options)}"

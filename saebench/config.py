@@ -1,0 +1,369 @@
+"""Every configuration key, its type and its checks; conf/ holds the numbers.
+
+This file imports no torch, so that a wrong key is reported before the heavy libraries load. A dataclass here is what the
+code receives: `OmegaConf.to_object` turns the composed YAML into a `RunConfig` once, at the door.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+SITES = ("resid_pre", "resid_post", "mlp_out", "attn_out")
+RULES = ("energy", "frequency", "norm_energy", "random")
+ORDERS = ("select_then_prune", "prune_then_select")
+
+
+class InputError(ValueError):
+    """What a user typed or provided is wrong: one line naming key, value and remedy; the command ends with exit code 2."""
+
+
+def require(ok: bool, message: str) -> None:
+    """Raise InputError(message) unless `ok`."""
+    if not ok:
+        raise InputError(message)
+
+
+def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise InputError naming the nearest allowed value unless `value` is one of them."""
+    if value not in allowed:
+        near = difflib.get_close_matches(str(value), allowed, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise InputError(f"{key}={value}: {hint}choose one of {', '.join(allowed)}")
+
+
+def at_least(key: str, value: float | None, low: float) -> None:
+    """Raise InputError unless `value` is None or at least `low`."""
+    require(value is None or value >= low, f"{key}={value}: must be at least {low:g}")
+
+
+def share(key: str, value: float) -> None:
+    """Raise InputError unless `value` lies in [0, 1]."""
+    require(0 <= value <= 1, f"{key}={value}: must lie between 0 and 1")
+
+
+@dataclass
+class ModelConfig:
+    """The language model and the place in it whose activations are read."""
+
+    name: str
+    path: str  # hub id or folder; "embedded" is the model that ships with saebench
+    layer: int  # counted from 0
+    site: str
+    dtype: str  # auto is bfloat16 on a GPU and float32 on a CPU
+    revision: str | None
+    batch: int  # sequences in a forward pass; part of the cache key, as it moves the last digits
+
+    def __post_init__(self) -> None:
+        one_of("model.site", self.site, SITES)
+        one_of("model.dtype", self.dtype, ("auto", "float32", "bfloat16"))
+        at_least("model.layer", self.layer, 0)
+        at_least("model.batch", self.batch, 1)
+
+
+@dataclass
+class DataConfig:
+    """The text, how it is split into training and held-out documents, and how it is cut into blocks of tokens."""
+
+    name: str
+    source: str  # python-docs, text or hub
+    path: str | None  # text: a file or a folder; hub: the data set's id
+    heldout_path: str | None  # text: separate held-out documents; without it they are taken from `path`
+    subset: str | None  # hub
+    split: str  # hub
+    text_column: str
+    n_tokens: int  # training tokens, in whole blocks
+    eval_tokens: int  # held-out tokens, in whole blocks
+    seq_len: int
+    bos: str  # block: every block begins with BOS, documents are parted by it; document: only parted; none: neither
+    seed: int  # the order of documents and of blocks
+    dtype: str  # of the cached activations
+    stats_tokens: int  # training tokens from which mean, scale and norm quantiles are measured
+    outlier_norm: float  # tokens whose norm exceeds this multiple of the median norm are flagged
+    shard_tokens: int  # tokens in one file of the cache
+
+    def __post_init__(self) -> None:
+        one_of("data.source", self.source, ("python-docs", "text", "hub"))
+        one_of("data.bos", self.bos, ("block", "document", "none"))
+        one_of("data.dtype", self.dtype, ("bfloat16", "float32"))
+        require(
+            self.source == "python-docs" or bool(self.path), f"data.path={self.path}: data={self.name} needs a path"
+        )
+        at_least("data.seq_len", self.seq_len, 2)
+        for key in ("n_tokens", "eval_tokens", "stats_tokens", "shard_tokens"):
+            at_least(f"data.{key}", getattr(self, key), self.seq_len)
+        require(self.outlier_norm > 1, f"data.outlier_norm={self.outlier_norm}: must exceed 1")
+
+
+@dataclass
+class SAEConfig:
+    """What every variant has; one subclass per variant below, one file per variant in saes/."""
+
+    name: str
+    d_sae: int
+    input: str  # dataset: centred and scaled by the training set's statistics; token: each token standardised; none
+    aux_weight: float  # weight of AuxK (dead latents reconstruct the residual); 0 turns it off
+    aux_k: int  # at most this many dead latents take part
+    dead_tokens: int  # a latent is dead when it has not fired for so many tokens
+
+    def __post_init__(self) -> None:
+        at_least("sae.d_sae", self.d_sae, 1)
+        one_of("sae.input", self.input, ("dataset", "token", "none"))
+        at_least("sae.aux_weight", self.aux_weight, 0)
+        at_least("sae.aux_k", self.aux_k, 1)
+        at_least("sae.dead_tokens", self.dead_tokens, 1)
+
+
+@dataclass
+class ReLUConfig(SAEConfig):
+    """saes/relu.py."""
+
+    l1: float  # coefficient of sum_i z_i |W_dec_i|
+    target_l0: float | None  # the coefficient is steered towards this mean L0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("sae.l1", self.l1, 0)
+        check_target(self)
+
+
+@dataclass
+class JumpReLUConfig(SAEConfig):
+    """saes/jumprelu.py."""
+
+    l0: float  # coefficient of the L0 penalty
+    target_l0: float | None  # penalise (L0 / target - 1)^2 in place of L0
+    bandwidth: float  # of the straight-through rectangle, in units of pre-activations
+    threshold: float  # initial
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("sae.l0", self.l0, 0)
+        require(self.bandwidth > 0, f"sae.bandwidth={self.bandwidth}: must be positive")
+        require(self.threshold > 0, f"sae.threshold={self.threshold}: must be positive")
+        check_target(self)
+
+
+@dataclass
+class TopKConfig(SAEConfig):
+    """saes/topk.py."""
+
+    k: int  # latents per token
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_k(self)
+
+
+@dataclass
+class BatchTopKConfig(SAEConfig):
+    """saes/batchtopk.py."""
+
+    k: int  # latents per token, on average over the batch
+    threshold_decay: float  # of the running mean of the batch's smallest kept activation
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_k(self)
+        share("sae.threshold_decay", self.threshold_decay)
+
+
+@dataclass
+class MatryoshkaConfig(SAEConfig):
+    """saes/matryoshka.py."""
+
+    k: int  # latents per token, on average over the batch
+    threshold_decay: float  # of the running mean of the batch's smallest kept activation
+    prefixes: list[int] | None  # dictionary sizes, rising, the last d_sae; None: prefix_shares of d_sae
+    prefix_shares: list[float]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_k(self)
+        share("sae.threshold_decay", self.threshold_decay)
+        if self.prefixes is None:
+            self.prefixes = [max(1, round(s * self.d_sae)) for s in self.prefix_shares]
+        p = self.prefixes
+        rising = all(a < b for a, b in pairwise(p)) and p[:1] > [0]
+        require(rising, f"sae.prefixes={p}: must rise, beginning at 1 or more")
+        require(p[-1] == self.d_sae, f"sae.prefixes={p}: must end at sae.d_sae={self.d_sae}")
+
+
+@dataclass
+class HierarchicalConfig(SAEConfig):
+    """saes/hierarchical.py."""
+
+    k: int  # the largest budget K
+    budgets: str  # all: 1..K; powers: 1, 2, 4, ... K; or numbers parted by commas, ending at K
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_k(self)
+        self.budget_list()
+
+    def budget_list(self) -> list[int]:
+        """The set J of budgets, rising, ending at k. Raises InputError for anything else."""
+        if self.budgets == "all":
+            return list(range(1, self.k + 1))
+        if self.budgets == "powers":
+            return [2**i for i in range(self.k.bit_length()) if 2**i < self.k] + [self.k]
+        parts = [p.strip() for p in self.budgets.split(",")]
+        require(all(p.isdigit() for p in parts), f"sae.budgets={self.budgets}: give all, powers or numbers")
+        numbers = [int(p) for p in parts]
+        rising = numbers[0] >= 1 and all(a < b for a, b in pairwise(numbers))
+        require(rising and numbers[-1] == self.k, f"sae.budgets={self.budgets}: must rise and end at sae.k={self.k}")
+        return numbers
+
+
+SAE_VARIANTS: dict[str, type[SAEConfig]] = {
+    "relu": ReLUConfig,
+    "jumprelu": JumpReLUConfig,
+    "topk": TopKConfig,
+    "batchtopk": BatchTopKConfig,
+    "matryoshka": MatryoshkaConfig,
+    "hierarchical": HierarchicalConfig,
+}
+
+
+def check_k(cfg: TopKConfig | BatchTopKConfig | MatryoshkaConfig | HierarchicalConfig) -> None:
+    """Raise InputError unless k lies in [1, d_sae]."""
+    at_least("sae.k", cfg.k, 1)
+    require(cfg.k <= cfg.d_sae, f"sae.k={cfg.k}: cannot exceed sae.d_sae={cfg.d_sae}")
+
+
+def check_target(cfg: ReLUConfig | JumpReLUConfig) -> None:
+    """Raise InputError unless target_l0 is None or lies in (0, d_sae]."""
+    ok = cfg.target_l0 is None or 0 < cfg.target_l0 <= cfg.d_sae
+    require(ok, f"sae.target_l0={cfg.target_l0}: must lie above 0 and not exceed sae.d_sae={cfg.d_sae}")
+
+
+@dataclass
+class SparsityConfig:
+    """How the sparsity knob (k, or the penalty's coefficient) moves during training: from start * knob to the knob itself."""
+
+    name: str
+    start: float  # factor at step 0
+    fraction: float  # of the training tokens over which the factor goes to 1
+
+    def __post_init__(self) -> None:
+        at_least("sparsity.start", self.start, 0)
+        share("sparsity.fraction", self.fraction)
+
+
+@dataclass
+class TrainConfig:
+    """Optimiser, batches and schedules."""
+
+    batch_size: int  # tokens in a step
+    n_tokens: int | None  # tokens to train on, more than data.n_tokens means more epochs; None: data.n_tokens
+    lr: float | None  # None: lr_scale * sqrt(16384 / d_sae)
+    lr_scale: float
+    beta1: float
+    beta2: float
+    warmup: float  # fraction of the steps over which the learning rate rises from 0
+    decay: float  # fraction of the steps, at the end, over which it falls to 0
+    clip: float  # gradient norm; 0 turns clipping off
+    order_seed: int
+    window_tokens: int  # activations shuffled together in memory
+    log_every: int  # steps
+    importance_tokens: int  # training tokens over which each latent's frequency and energy are measured at the end
+
+    def __post_init__(self) -> None:
+        for key in ("batch_size", "log_every", "importance_tokens"):
+            at_least(f"train.{key}", getattr(self, key), 1)
+        at_least("train.n_tokens", self.n_tokens, self.batch_size)
+        require(
+            self.window_tokens >= self.batch_size,
+            f"train.window_tokens={self.window_tokens}: must be at least train.batch_size={self.batch_size}",
+        )
+        for key in ("warmup", "decay", "beta1", "beta2"):
+            share(f"train.{key}", getattr(self, key))
+        require(self.warmup + self.decay <= 1, f"train.decay={self.decay}: with train.warmup it must not exceed 1")
+        require(self.lr is None or self.lr > 0, f"train.lr={self.lr}: must be positive")
+        require(self.lr_scale > 0, f"train.lr_scale={self.lr_scale}: must be positive")
+        at_least("train.clip", self.clip, 0)
+
+    def learning_rate(self, d_sae: int) -> float:
+        """train.lr, or else lr_scale * sqrt(16384 / d_sae) (Gao et al. 2024, section 3: lr falls as the root of the width)."""
+        return self.lr if self.lr is not None else self.lr_scale * (16384 / d_sae) ** 0.5
+
+
+@dataclass
+class EvaluateConfig:
+    """The views of a trained SAE that are measured, and how many held-out tokens pay for the dear metrics."""
+
+    sizes: list[float]  # pruned and prefix views keep these shares of d_sae
+    rules: list[str]
+    orders: list[str]
+    scale_k: bool  # prune_then_select also with k scaled by the share kept
+    budgets: list[int]  # budget views: the token's largest latents, and a threshold tuned to that mean L0
+    ce_tokens: int  # held-out tokens with the reconstruction spliced into the language model; 0: none
+    ce_views: int  # at most so many views per SAE, the full one first, then spread over the kinds
+    rsa_tokens: int  # held-out tokens between whose pairs representational similarity is measured
+    threshold_tokens: int  # training tokens on which the thresholds of budget views are tuned
+    batch: int  # tokens encoded at once
+    logit_chunk: int  # positions whose logits are held at once
+    seed: int  # of random pruning and of the RSA sample
+
+    def __post_init__(self) -> None:
+        for s in self.sizes:
+            require(0 < s <= 1, f"evaluate.sizes={self.sizes}: each must lie above 0 and not exceed 1")
+        for rule in self.rules:
+            one_of("evaluate.rules", rule, RULES)
+        for order in self.orders:
+            one_of("evaluate.orders", order, ORDERS)
+        for b in self.budgets:
+            at_least("evaluate.budgets", b, 1)
+        at_least("evaluate.ce_tokens", self.ce_tokens, 0)
+        at_least("evaluate.ce_views", self.ce_views, 0)
+        at_least("evaluate.rsa_tokens", self.rsa_tokens, 3)
+        at_least("evaluate.threshold_tokens", self.threshold_tokens, 1)
+        at_least("evaluate.batch", self.batch, 1)
+        at_least("evaluate.logit_chunk", self.logit_chunk, 1)
+
+
+@dataclass
+class ExperimentConfig:
+    """A named set of grids; each grid maps override keys to one value or a list, and is swept as a rectangle."""
+
+    name: str = ""
+    grids: list[Any] = field(default_factory=list)
+
+
+@dataclass
+class RunConfig:
+    """One run: a model, its data, an SAE, a schedule, how to train and how to measure it."""
+
+    model: ModelConfig
+    data: DataConfig
+    sae: Any  # one of SAE_VARIANTS
+    sparsity: SparsityConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
+    cache: str = "disk"
+    compile: str = "auto"
+    seed: int = 0
+    device: str = "auto"
+    outputs: str = "outputs"
+
+    def __post_init__(self) -> None:
+        one_of("cache", self.cache, ("disk", "stream"))
+        one_of("compile", self.compile, ("auto", "on", "off"))
+        require(
+            self.device in ("auto", "cpu", "cuda") or self.device.startswith("cuda:"),
+            f"device={self.device}: choose one of auto, cpu, cuda, cuda:N",
+        )
+
+    @property
+    def train_tokens(self) -> int:
+        """Tokens to train on: train.n_tokens, or one epoch of data.n_tokens."""
+        return self.data.n_tokens if self.train.n_tokens is None else self.train.n_tokens
+
+
+def as_dict(cfg: Any) -> dict[str, Any]:
+    """A config dataclass as plain nested dictionaries, ready for JSON."""
+    return dataclasses.asdict(cfg)

@@ -1,0 +1,279 @@
+"""The language model: where it is, what its config says, and its activations at one site, read by plain PyTorch hooks.
+
+Only safetensors are read and no remote code is run. transformers is imported inside the functions that need it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import torch
+from torch import Tensor, nn
+
+from saebench.config import SITES, InputError, ModelConfig, require
+from saebench.progress import say
+from saebench.store import checksum, read_json
+
+EMBEDDED = Path(__file__).parent / "assets" / "tiny-gpt2"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
+
+
+@dataclass(frozen=True)
+class Family:
+    """Names of submodules: of the model, of the base in it, and of a layer, whose outputs join the residual stream."""
+
+    base: str
+    layers: str
+    norm: str  # the final one
+    attn_out: str
+    mlp_out: str
+
+
+LLAMA = Family("model", "layers", "norm", "self_attn", "mlp")
+GEMMA2 = Family("model", "layers", "norm", "post_attention_layernorm", "post_feedforward_layernorm")
+FAMILIES = {  # by config.json's model_type
+    "gpt2": Family("transformer", "h", "ln_f", "attn", "mlp"),
+    "gpt_neox": Family("gpt_neox", "layers", "final_layer_norm", "attention", "mlp"),
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "qwen2": LLAMA,
+    "qwen3": LLAMA,
+    "gemma": LLAMA,
+    "gemma2": GEMMA2,
+    "gemma3_text": GEMMA2,
+}
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known of a model before any weights are read."""
+
+    source: str  # folder or hub id
+    revision: str | None  # the commit of a hub model
+    config: Any  # transformers' PretrainedConfig
+    d_model: int
+    n_layers: int
+    vocab_size: int
+    max_positions: int
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells this model's weights and tokenizer from others', for cache keys; JSON-ready.
+
+        A hub model: its id and commit. A folder: SHA-256 of the config and the tokenizer's files, and of every weight
+        file the size and the SHA-256 of its first and last MiB.
+        """
+        if self.revision is not None:
+            return {"hub": self.source, "revision": self.revision}
+        folder = Path(self.source)
+        names = ("config.json", "tokenizer_config.json", *TOKENIZER_FILES)
+        whole = {name: checksum(folder / name) for name in names if (folder / name).is_file()}
+        return whole | {p.name: checksum_ends(p) for p in sorted(folder.glob("*.safetensors"))}
+
+
+def checksum_ends(path: Path) -> str:
+    """The size of a file and the SHA-256 of its first and last MiB, as one string."""
+    size, mib = path.stat().st_size, 1 << 20
+    with path.open("rb") as file:
+        digest = hashlib.sha256(file.read(mib))
+        file.seek(max(0, size - mib))
+        digest.update(file.read(mib))
+    return f"{size}:{digest.hexdigest()}"
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device meant by `device` (auto, cpu, cuda, cuda:N). Raises InputError for a GPU that is not there."""
+    n = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        return torch.device("cuda" if n else "cpu")
+    found = torch.device(device)
+    if found.type == "cuda":
+        require(n > 0, f"device={device}: no CUDA device is visible; use device=cpu")
+        require((found.index or 0) < n, f"device={device}: there are {n} CUDA devices, counted from 0")
+    return found
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The dtype meant by `dtype`: auto is bfloat16 on a GPU and float32 on a CPU; any other is obeyed."""
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if dtype == "bfloat16" and device.type == "cpu":
+        say("model.dtype=bfloat16 is slow on a CPU without hardware support for it; model.dtype=float32 may be faster")
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+
+
+@contextmanager
+def one_line_errors(cfg: ModelConfig) -> Iterator[None]:
+    """Turn what transformers and the hub raise about missing or broken files into an InputError."""
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, EntryNotFoundError, HFValidationError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0].rstrip(". ")
+        remedy = "give a folder that holds the model (model.path=FOLDER), or a hub id while the hub can be reached"
+        raise InputError(f"model.path={cfg.path}: cannot be loaded ({reason}); {remedy}") from error
+
+
+def find_config(cfg: ModelConfig) -> tuple[str, str | None, Path]:
+    """Folder or hub id, commit (None for a folder), config.json; a hub model in the cache is not looked for again."""
+    folder = EMBEDDED if cfg.path == "embedded" else Path(cfg.path).expanduser()
+    if folder.is_dir():
+        require(cfg.revision is None, f"model.revision={cfg.revision}: {folder} is a folder; use model.revision=null")
+        has_config = (folder / "config.json").is_file()
+        require(has_config, f"model.path={cfg.path}: no config.json there; give a folder that holds a model")
+        return str(folder), None, folder / "config.json"
+    is_path = cfg.path == "embedded" or cfg.path.startswith(("/", ".", "~"))
+    require(not is_path, f"model.path={cfg.path}: there is no folder {folder}; give a folder that holds a model")
+
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    with one_line_errors(cfg):
+        file = try_to_load_from_cache(cfg.path, "config.json", revision=cfg.revision)
+        if not isinstance(file, str):
+            file = hf_hub_download(cfg.path, "config.json", revision=cfg.revision)
+    return cfg.path, Path(file).parent.name, Path(file)
+
+
+def describe(cfg: ModelConfig) -> ModelInfo:
+    """Check path, family, site and layer against config.json alone, and return what it tells.
+
+    Raises InputError for a folder without a model, a hub id out of reach, an unknown family and a layer out of range.
+    """
+    source, revision, file = find_config(cfg)
+    kind = read_json(file).get("model_type")
+    known = ", ".join(FAMILIES)
+    require(kind in FAMILIES, f"model.path={cfg.path}: its model_type is {kind}; choose a model of {known}")
+    weights = revision is not None or any(file.parent.glob("*.safetensors"))
+    require(weights, f"model.path={cfg.path}: no *.safetensors there; convert the weights, no other format is read")
+
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(file.parent, trust_remote_code=False)
+    n = config.num_hidden_layers
+    require(cfg.layer < n, f"model.layer={cfg.layer}: {cfg.name} has layers 0 to {n - 1}")
+    positions = config.max_position_embeddings
+    return ModelInfo(source, revision, config, config.hidden_size, n, config.vocab_size, positions)
+
+
+def check_seq_len(seq_len: int, max_positions: int, name: str) -> None:
+    """Raise InputError if blocks of `seq_len` tokens do not fit into the model."""
+    require(
+        seq_len <= max_positions, f"data.seq_len={seq_len}: {name} has {max_positions} positions; choose fewer tokens"
+    )
+
+
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids of every special token of a tokenizer: BOS, EOS, padding, unknown, and those added and marked special."""
+    added = (i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
+    return frozenset(tokenizer.all_special_ids).union(added)
+
+
+def load_tokenizer(cfg: ModelConfig) -> Any:
+    """The model's tokenizer. Raises InputError as `describe` does, and for a folder without a tokenizer."""
+    info = describe(cfg)
+    found = info.revision is not None or any((Path(info.source) / name).is_file() for name in TOKENIZER_FILES)
+    require(found, f"model.path={cfg.path}: no tokenizer.json there; save the model's tokenizer in the same folder")
+    from transformers import AutoTokenizer
+
+    with one_line_errors(cfg):
+        return AutoTokenizer.from_pretrained(info.source, revision=info.revision, trust_remote_code=False)
+
+
+def load_lm(cfg: ModelConfig, device: torch.device) -> LM:
+    """The model of `cfg` on `device`, in evaluation mode. Raises InputError as `describe` and `load_tokenizer` do."""
+    info, tokenizer = describe(cfg), load_tokenizer(cfg)
+    model = load_weights(cfg, info, resolve_dtype(cfg.dtype, device))
+    return LM(model.to(device), tokenizer, cfg)
+
+
+def load_weights(cfg: ModelConfig, info: ModelInfo, dtype: torch.dtype) -> Any:
+    """The causal language model on the CPU. Raises InputError if a weight that config.json asks for is not there."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    newer = tuple(map(int, version("transformers").split(".")[:2])) >= (4, 56)
+    capped = getattr(info.config, "attn_logit_softcapping", None) is not None  # which SDPA cannot do
+    with one_line_errors(cfg):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            info.source,
+            revision=info.revision,
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation="eager" if capped else None,
+            output_loading_info=True,
+            **{"dtype" if newer else "torch_dtype": dtype},
+        )
+    model, report = loaded
+    missing = sorted(report["missing_keys"])
+    remedy = "give a folder whose weights belong to its config.json"
+    require(not missing, f"model.path={cfg.path}: {len(missing)} weights are missing, {missing[:1]} first; {remedy}")
+    return model
+
+
+class SiteReached(Exception):  # noqa: N818 (not an error: it ends a forward pass early)
+    """Raised by a hook when the activations are known, and caught around the forward pass."""
+
+
+class LM:
+    """A causal language model and one site in it.
+
+    Attributes: name, layer, site, d_model (width of the site), n_layers, vocab_size (width of the logits),
+    max_positions, tokenizer, special_ids, device, dtype; model (with the output embedding), base (without), layers,
+    norm (the final one), entry (the site's layer), module (whose output is the site; for resid_pre, whose input).
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, cfg: ModelConfig) -> None:
+        assert cfg.site in SITES
+        family, config = FAMILIES[model.config.model_type], model.config
+        self.name, self.layer, self.site = cfg.name, cfg.layer, cfg.site
+        self.d_model, self.n_layers = config.hidden_size, config.num_hidden_layers
+        self.vocab_size, self.max_positions = config.vocab_size, config.max_position_embeddings
+        self.tokenizer, self.special_ids = tokenizer, special_ids(tokenizer)
+        self.model: Any = model.eval()
+        self.base: Any = model.get_submodule(family.base)
+        self.device, self.dtype = model.device, model.dtype
+        self.layers = cast(nn.ModuleList, self.base.get_submodule(family.layers))
+        self.norm: nn.Module = self.base.get_submodule(family.norm)
+        self.entry = self.layers[self.layer]
+        inner = {"attn_out": family.attn_out, "mlp_out": family.mlp_out}.get(self.site)
+        self.module = self.entry.get_submodule(inner) if inner else self.entry
+
+    def activations(self, tokens: Tensor) -> Tensor:
+        """Activations [b, t, d_model] at the site for `tokens` [b, t]; nothing above the site runs.
+
+        They have the model's dtype. Rows are blocks without padding. Raises InputError if t exceeds max_positions.
+        """
+        return self.run_to_site(tokens)[1]
+
+    @torch.no_grad()
+    def run_to_site(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The input of the site's layer and the activations at the site, both [b, t, d_model]."""
+        check_seq_len(tokens.shape[1], self.max_positions, self.name)
+        seen: list[Tensor] = []
+
+        def enter(_layer: nn.Module, args: tuple[Any, ...]) -> None:
+            seen.append(args[0])
+            if self.site == "resid_pre":
+                raise SiteReached
+
+        def leave(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> NoReturn:
+            seen.append(output[0] if isinstance(output, tuple) else output)
+            raise SiteReached
+
+        with (
+            self.entry.register_forward_pre_hook(enter),
+            self.module.register_forward_hook(leave),
+            suppress(SiteReached),
+        ):
+            self.base(input_ids=tokens.to(self.device), use_cache=False)
+        return seen[0], seen[-1]

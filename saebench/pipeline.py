@@ -1,0 +1,256 @@
+"""The story from top to bottom: text -> tokens -> activations -> trained SAEs -> metrics.
+
+Runs that read the same batches of the same activations form a gang: the language model runs once, every batch is read
+once, and all members train on it. A run that is done is left as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saebench.activations import (
+    ActivationStats,
+    Batches,
+    Shards,
+    activation_inputs,
+    open_shards,
+    open_stats,
+)
+from saebench.config import InputError, RunConfig, as_dict
+from saebench.data import TokenStore, token_inputs, tokenise
+from saebench.evaluate import Evaluation, Subject, evaluate
+from saebench.lm import LM, check_seq_len, describe, load_lm, load_tokenizer, resolve_device, resolve_dtype, special_ids
+from saebench.member import Member
+from saebench.progress import say
+from saebench.runs import METRICS, read_latents, write_csv
+from saebench.saes.files import load_sae, save_sae
+from saebench.store import finish, is_done, key_of, lock, open_partial, stage, versions, write_json, write_text
+from saebench.train import importance, train
+from saebench.views import tune_thresholds
+
+TRAIN_NUMERICS = 1  # raised by hand when the weights of an unchanged config change
+EVALUATE_NUMERICS = 1  # raised by hand when the metrics of unchanged weights change
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Activations that runs share: their tokens, shards and statistics, and the model that makes them, loaded when needed."""
+
+    inputs: dict[str, Any]
+    store: TokenStore
+    shards: Shards
+    stats: ActivationStats
+    lm: Callable[[], LM]
+    device: torch.device
+
+
+def open_stream(cfg: RunConfig) -> Stream:
+    """Tokens and activations of `cfg`, made if missing. Raises InputError for what the model or the data lack."""
+    device = resolve_device(cfg.device)
+    info = describe(cfg.model)
+    check_seq_len(cfg.data.seq_len, info.max_positions, cfg.model.name)
+    tokenizer = load_tokenizer(cfg.model)
+    store = tokenise(cfg.data, tokenizer, special_ids(tokenizer), cfg.model.name, Path(cfg.outputs))
+    dtype = str(resolve_dtype(cfg.model.dtype, device)).removeprefix("torch.")
+    inputs = activation_inputs(cfg, token_inputs(cfg.data, tokenizer), info.fingerprint(), dtype)
+    lm = cache(lambda: load_lm(cfg.model, device))
+    shards = open_shards(cfg, inputs, store, lm, info.d_model)
+    return Stream(inputs, store, shards, open_stats(cfg, inputs, shards), lm, device)
+
+
+def run_inputs(cfg: RunConfig, stream: Stream) -> dict[str, Any]:
+    """All that a run's weights depend on."""
+    config = as_dict(cfg)
+    keyed = {name: config[name] for name in ("sae", "sparsity", "train", "seed")}
+    keyed["train"]["n_tokens"] = cfg.train_tokens
+    return {"numerics": TRAIN_NUMERICS, "activations": stream.inputs, **keyed}
+
+
+def run_folder(cfg: RunConfig, stream: Stream) -> Path:
+    """outputs/runs/<variant>-<key>."""
+    return Path(cfg.outputs) / "runs" / f"{cfg.sae.name}-{key_of(run_inputs(cfg, stream))}"
+
+
+def run(configs: Sequence[RunConfig], evaluate_only: bool = False) -> list[Path]:
+    """Train (unless evaluate_only) and evaluate every run that is not done; returns the run folders in the given order."""
+    check_outputs(configs)
+    folders: dict[int, Path] = {}
+    for gang in gangs(configs):
+        stream = open_stream(configs[gang[0]])
+        mine = {i: run_folder(configs[i], stream) for i in gang}
+        folders |= mine
+        if not evaluate_only:
+            train_gang([configs[i] for i in gang], list(mine.values()), stream)
+        trained = [i for i in gang if is_done(mine[i], run_inputs(configs[i], stream))]
+        if evaluate_only and len(trained) < len(gang):
+            raise InputError(
+                f"{len(gang) - len(trained)} of these runs are not trained yet; run `saebench train` first"
+            )
+        evaluate_gang([configs[i] for i in trained], [mine[i] for i in trained], stream)
+        if len(trained) < len(gang):
+            say(f"{len(gang) - len(trained)} of {len(gang)} runs failed; the others are done")
+    return [folders[i] for i in range(len(configs))]
+
+
+def check_outputs(configs: Sequence[RunConfig]) -> None:
+    """Raise InputError unless every outputs folder can be written to."""
+    for outputs in {cfg.outputs for cfg in configs}:
+        folder = Path(outputs)
+        existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            raise InputError(f"outputs={outputs}: {existing} cannot be written to; choose another folder")
+
+
+def gangs(configs: Sequence[RunConfig]) -> list[list[int]]:
+    """Indices of the runs that share model, data and batches, in order of appearance."""
+    groups: dict[str, list[int]] = {}
+    for i, cfg in enumerate(configs):
+        train = cfg.train
+        shared = [as_dict(cfg.model), as_dict(cfg.data), cfg.cache, cfg.device, cfg.outputs]
+        order = [train.batch_size, train.order_seed, train.window_tokens, train.importance_tokens]
+        groups.setdefault(key_of({"shared": shared, "order": order}), []).append(i)
+    return list(groups.values())
+
+
+def open_batches(cfg: RunConfig, stream: Stream) -> Batches:
+    """The batches of activations that `cfg` trains on."""
+    train = cfg.train
+    rows = stream.stats.summary["rows"]
+    return Batches(stream.shards, rows, train.batch_size, train.window_tokens, train.order_seed)
+
+
+def train_gang(configs: list[RunConfig], folders: list[Path], stream: Stream) -> None:
+    """Train, in one pass over the batches, every run of a gang that is not done."""
+    with ExitStack() as locks:
+        todo: dict[Path, RunConfig] = {}
+        for cfg, folder in sorted(zip(configs, folders, strict=True), key=lambda pair: pair[1]):
+            if folder in todo or is_done(folder, run_inputs(cfg, stream)):
+                continue
+            locks.enter_context(lock(folder))
+            if not is_done(folder, run_inputs(cfg, stream)):
+                todo[folder] = cfg
+        if not todo:
+            return
+        members = {folder: Member(cfg, stream.stats, stream.device) for folder, cfg in todo.items()}
+        batches = open_batches(next(iter(todo.values())), stream)
+        train(list(members.values()), batches)
+        for folder, member in members.items():
+            if member.failure is None:
+                save_run(folder, member, batches, stream)
+
+
+def save_run(folder: Path, member: Member, batches: Batches, stream: Stream) -> None:
+    """Write a trained member as a finished run."""
+    cfg, inputs = member.cfg, run_inputs(member.cfg, stream)
+    partial = open_partial(folder, inputs)
+    save_sae(member.sae, partial)
+    write_csv(partial / "train.csv", member.log)
+    columns = importance(member, batches, cfg.train.importance_tokens)
+    names = ("latent", *columns)
+    table = zip(range(cfg.sae.d_sae), *columns.values(), strict=True)
+    write_csv(partial / "latents.csv", [dict(zip(names, row, strict=True)) for row in table])
+    from omegaconf import OmegaConf
+
+    write_text(partial / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(as_dict(cfg))))
+    write_json(partial / "env.json", environment(stream.device) | {"activations": stream.stats.summary})
+    finish(partial, folder, inputs)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, device and threads, for env.json."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {"versions": versions(), "device": str(device), "device_name": name, "threads": torch.get_num_threads()}
+
+
+def evaluate_gang(configs: list[RunConfig], folders: list[Path], stream: Stream) -> None:
+    """Evaluate, in one pass over the held-out tokens, the runs whose evaluation is missing; then publish all metrics.csv."""
+    groups: dict[str, list[int]] = {}
+    for i, cfg in enumerate(configs):
+        groups.setdefault(key_of(evaluation_inputs(cfg)), []).append(i)
+    for group in groups.values():
+        todo = {folders[i]: configs[i] for i in group if not is_done(*evaluation_stage(folders[i], configs[i]))}
+        if todo:
+            measure(todo, stream)
+        for i in group:
+            rows = evaluation_stage(folders[i], configs[i])[0] / "metrics.csv"
+            write_text(folders[i] / "metrics.csv", rows.read_text(encoding="utf-8"))
+
+
+def evaluation_inputs(cfg: RunConfig) -> dict[str, Any]:
+    """All that metrics depend on beside the run."""
+    return {"numerics": EVALUATE_NUMERICS, "evaluate": as_dict(cfg.evaluate)}
+
+
+def evaluation_stage(folder: Path, cfg: RunConfig) -> tuple[Path, dict[str, Any]]:
+    """The folder and the inputs of a run's evaluation."""
+    inputs = evaluation_inputs(cfg)
+    return folder / "evaluations" / key_of(inputs), inputs
+
+
+def measure(todo: dict[Path, RunConfig], stream: Stream) -> None:
+    """Evaluate trained runs and write each evaluation as a stage of its own."""
+    cfg = next(iter(todo.values()))
+    tuning = stream.shards.read(0).rows()[: cfg.evaluate.threshold_tokens].to(stream.device)
+    subjects = []
+    for folder, one in todo.items():
+        sae = load_sae(folder, stream.device)
+        budgets = [j for j in one.evaluate.budgets if j <= sae.d_sae]
+        thresholds = tune_thresholds(sae, tuning, budgets, one.evaluate.batch)
+        subjects.append(Subject(folder.name, sae, read_latents(folder / "latents.csv"), thresholds, one.evaluate))
+    evaluation = Evaluation(stream.lm(), stream.store, stream.stats, cfg.evaluate, cfg.data.dtype)
+    rows = evaluate(evaluation, subjects)
+    for (folder, one), subject in zip(todo.items(), subjects, strict=True):
+        named = describe_run(folder.name, one, len(stream.stats.mean))
+        path, inputs = evaluation_stage(folder, one)
+        documents = list(document_rows(evaluation, subject))
+
+        def make(partial: Path, name: str = folder.name, named: Any = named, documents: Any = documents) -> None:
+            write_csv(partial / "metrics.csv", [named | row for row in rows[name]], METRICS)
+            write_csv(partial / "documents.csv", documents)
+
+        stage(path, inputs, make)
+
+
+def describe_run(name: str, cfg: RunConfig, d_in: int) -> dict[str, Any]:
+    """The columns of metrics.csv that name the run."""
+    coefficient = getattr(cfg.sae, "l1", getattr(cfg.sae, "l0", None))
+    return {
+        "run": name,
+        "variant": cfg.sae.name,
+        "model": cfg.model.name,
+        "layer": cfg.model.layer,
+        "site": cfg.model.site,
+        "data": cfg.data.name,
+        "seed": cfg.seed,
+        "order_seed": cfg.train.order_seed,
+        "d_in": d_in,
+        "d_sae": cfg.sae.d_sae,
+        "k": getattr(cfg.sae, "k", None),
+        "coefficient": coefficient,
+    }
+
+
+def document_rows(evaluation: Evaluation, subject: Subject) -> Any:
+    """Per-document sums of every view, for the bootstrap: tokens, residual and total squares, cross-entropy and its tokens."""
+    for measured in subject.views:
+        for (document, group), sums in measured.documents.items():
+            tokens, residual, ce_tokens, ce = (float(v) for v in sums)
+            yield {
+                "view": measured.view.name(),
+                "document": document,
+                "group": group,
+                "tokens": int(tokens),
+                "residual": residual,
+                "total": float(evaluation.totals[document, group]),
+                "ce_tokens": int(ce_tokens),
+                "ce_sae": ce,
+            }

@@ -1,0 +1,58 @@
+"""Progress of everything a person waits for: a bar with rate and time left on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Self
+
+from tqdm import tqdm
+
+LINE_EVERY = 10.0  # seconds between plain lines
+
+
+class Progress:
+    """A counter towards `total` in `unit`s, shown on standard error; use as a context manager and call `advance`."""
+
+    def __init__(self, total: int, unit: str, title: str, start: int = 0) -> None:
+        self.total, self.unit, self.title = total, unit, title
+        self.done, self.note = start, ""
+        self.start, self.began = start, time.monotonic()
+        self.line_at, self.said = self.began + LINE_EVERY, -1
+        terminal = sys.stderr.isatty()
+        self.bar = tqdm(total=total, initial=start, unit=" " + unit, desc=title, unit_scale=True) if terminal else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        elif failure[0] is None and self.said != self.done:
+            self._line()
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        """Count n more units; `note` (a few words, such as the loss) is shown beside them."""
+        self.done += n
+        self.note = note
+        if self.bar is not None:
+            self.bar.update(n)
+            if note:
+                self.bar.set_postfix_str(note, refresh=False)
+        elif time.monotonic() >= self.line_at:
+            self.line_at = time.monotonic() + LINE_EVERY
+            self._line()
+
+    def _line(self) -> None:
+        self.said = self.done
+        elapsed = max(time.monotonic() - self.began, 1e-9)
+        rate = (self.done - self.start) / elapsed
+        left = f", {(self.total - self.done) / rate:.0f} s left" if 0 < self.done < self.total and rate > 0 else ""
+        note = f" ({self.note})" if self.note else ""
+        text = f"{self.title}: {self.done:,} of {self.total:,} {self.unit}, {rate:,.0f}/s, {elapsed:.0f} s{left}{note}"
+        print(text, file=sys.stderr, flush=True)
+
+
+def say(text: str) -> None:
+    """Print a line of information on standard error, above any bar."""
+    tqdm.write(text, file=sys.stderr)

@@ -1,0 +1,75 @@
+"""The files of a run folder that are plain tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saebench.store import write_text
+
+METRICS = [
+    "run",
+    "variant",
+    "model",
+    "layer",
+    "site",
+    "data",
+    "seed",
+    "order_seed",
+    "d_in",
+    "d_sae",
+    "k",
+    "coefficient",
+    "view",
+    "rule",
+    "order",
+    "m",
+    "budget",
+    "mode",
+    "tokens",
+    "n_tokens",
+    "ce_tokens",
+    "l0",
+    "l0_p05",
+    "l0_p95",
+    "mse",
+    "nmse",
+    "fvu",
+    "fvu_std",
+    "cosine",
+    "ce_clean",
+    "ce_sae",
+    "ce_zero",
+    "ce_mean",
+    "recovered_zero",
+    "recovered_mean",
+    "kl",
+    "cka",
+    "cka_std",
+    "rsa_pearson",
+    "rsa_spearman",
+    "dead_fraction",
+]
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]], columns: list[str] | None = None) -> None:
+    """Write rows as CSV; numbers in full precision, what is missing or None empty. Columns default to those of the first row."""
+    text = io.StringIO()
+    names = columns if columns is not None else list(rows[0])
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def read_latents(path: Path) -> dict[str, Tensor]:
+    """Frequency, energy and decoder norm of each latent: [d_sae] float64 each."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = ("frequency", "energy", "decoder_norm")
+    return {name: torch.tensor([float(row[name]) for row in rows], dtype=torch.float64) for name in names}

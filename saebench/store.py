@@ -1,0 +1,154 @@
+"""Stages on disk: a folder appears under its name only when it is whole, and says what it was made from.
+
+`stage(path, inputs, make)` locks `path`, lets `make` fill `path` + ".partial" (going on from what an interrupted process
+left there for equal inputs), writes done.json with inputs, checksums and versions, and renames. Done means equal inputs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from saebench.config import InputError
+from saebench.progress import say
+
+PACKAGES = ("saebench", "torch", "transformers", "numpy")
+
+
+def key_of(inputs: dict[str, Any]) -> str:
+    """The first 12 hex digits of the SHA-256 of `inputs` as canonical JSON."""
+    text = json.dumps(inputs, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that `path` holds either the old text or the whole new one."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text so that `path` holds either the old text or the whole new one."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in `path`. Raises InputError naming the file if it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: not valid JSON ({error}); remove it and run the command again") from error
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, read in chunks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """The versions that numbers depend on: Python and the packages named in PACKAGES."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def is_done(path: Path, inputs: dict[str, Any]) -> bool:
+    """Whether `path` holds a finished stage made from exactly these inputs."""
+    record = path / "done.json"
+    return record.is_file() and read_json(record).get("inputs") == json.loads(json.dumps(inputs))
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold the lock of a stage; wait, and say so, while another living process holds it.
+
+    The lock is the kernel's, on path + ".lock", so it is freed when its owner dies; the file goes when it is released.
+    """
+    name = path.with_name(path.name + ".lock")
+    while True:
+        file = open_lock(name)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another process is making {path.name}; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if name.exists() and os.path.samestat(os.fstat(file.fileno()), name.stat()):
+            break
+        file.close()  # its last owner removed the file while we waited
+    with file:
+        try:
+            yield
+        finally:
+            name.unlink()
+
+
+def open_lock(name: Path) -> Any:
+    """The lock file, created if missing. Raises InputError where nothing can be written."""
+    try:
+        name.parent.mkdir(parents=True, exist_ok=True)
+        return name.open("w")
+    except OSError as error:
+        raise InputError(f"outputs: cannot write {name.parent} ({error.strerror}); choose another folder") from error
+
+
+def stage(path: Path, inputs: dict[str, Any], make: Callable[[Path], None], resumes: bool = False) -> bool:
+    """Make the folder `path` from `inputs` unless it is done; True if it had to be made.
+
+    `make(partial)` fills the folder `partial`. If it `resumes`, it finds there what an interrupted `make` with equal inputs
+    left behind; otherwise it finds an empty folder, and nothing is left when it fails.
+    """
+    if is_done(path, inputs):
+        return False
+    with lock(path):
+        if is_done(path, inputs):
+            return False
+        partial = open_partial(path, inputs)
+        try:
+            make(partial)
+        except BaseException:
+            if not resumes:
+                shutil.rmtree(partial)
+            raise
+        finish(partial, path, inputs)
+    return True
+
+
+def open_partial(path: Path, inputs: dict[str, Any]) -> Path:
+    """The folder path + ".partial", kept if it was begun from equal inputs, empty otherwise."""
+    partial = path.with_name(path.name + ".partial")
+    begun = partial / "begun.json"
+    same = json.loads(json.dumps(inputs))
+    if partial.exists() and not (begun.is_file() and read_json(begun) == same):
+        shutil.rmtree(partial)
+    partial.mkdir(exist_ok=True)
+    write_json(begun, inputs)
+    return partial
+
+
+def finish(partial: Path, path: Path, inputs: dict[str, Any]) -> None:
+    """Write done.json into `partial` and give the folder its final name."""
+    (partial / "begun.json").unlink()
+    files = sorted(p for p in partial.rglob("*") if p.is_file())
+    sums = {str(p.relative_to(partial)): {"bytes": p.stat().st_size, "sha256": checksum(p)} for p in files}
+    write_json(partial / "done.json", {"inputs": inputs, "files": sums, "versions": versions()})
+    if path.exists():
+        shutil.rmtree(path)
+    os.replace(partial, path)

@@ -1,0 +1,299 @@
+"""Tables of every finished run: outputs/runs in, outputs/tables out. Imports pandas: import it only where it is used.
+
+A configuration is all that was asked of a run but its seeds: the columns of CONFIGURATION and every other config key
+that differs between runs of one model, layer, site and data set. Means and spreads are over a configuration's seeds.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from saebench.config import require
+from saebench.progress import Progress, say
+from saebench.store import write_text
+
+PLACE = ["model", "layer", "site", "data"]
+SPARSITY = ["k", "coefficient", "target_l0"]
+CONFIGURATION = ["variant", *PLACE, "d_sae", *SPARSITY]
+SEEDS = ["seed", "order_seed"]
+VIEW = ["view", "rule", "order", "m", "budget", "mode", "tokens"]
+MEASURES = {  # column: heading, decimals
+    "l0": ("L0", 1),
+    "fvu": ("FVU", 4),
+    "fvu_std": ("FVU std", 4),
+    "cka": ("CKA", 4),
+    "cka_std": ("CKA std", 4),
+    "ce_increase": ("CE increase", 4),
+    "recovered_zero": ("recovered", 4),
+    "dead_fraction": ("dead", 4),
+}
+TEXTS = ["run", "variant", "model", "site", "data", "view", "rule", "order", "mode"]
+INTEGERS = ["layer", "d_sae", "k", "m", "budget", "seed", "order_seed"]
+CAPTION = (
+    "Mean ± sd over n runs. std: dimensions scaled to unit variance. CE increase: nats over the clean model.\n"
+    "recovered: share of the CE increase of splicing in zero that the SAE avoids. dead: share of the latents."
+)
+NAMED = {"sae.name", "model.name", "model.layer", "model.site", "data.name", "sae.d_sae", "sae.k", "sae.target_l0"}
+ASKED = ("sizes", "rules", "orders", "scale_k", "budgets", "ce_views", "batch", "logit_chunk")  # which rows, not what
+WITHOUT_EFFECT = {  # on any one row of metrics.csv
+    *("seed", "train.order_seed", "device", "compile", "outputs", "cache", "train.log_every", "sae.prefix_shares"),
+    *("experiment", "experiment.name", "experiment.grids", *(f"evaluate.{key}" for key in ASKED)),
+}
+POINTS = 200  # kept of each curve
+WIDTH = 120  # columns of result_table
+YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # C is ten times as fast, and not in every build
+
+
+def write_tables(outputs: Path) -> list[Path]:
+    """Write outputs/tables from every finished run of outputs/runs; its files. Raises InputError if there is none."""
+    folders = finished_runs(outputs)
+    metrics = read_runs(folders, "metrics.csv")
+    require(not metrics.empty, f"outputs={outputs}: no run has any row in metrics.csv; run `saebench evaluate`")
+    runs = configurations(metrics, read_configs(folders))
+    rows = with_configuration(metrics, runs)
+    keys = list(runs.columns.drop(["run", *SEEDS]))
+    views = summarise(rows, [*keys, *VIEW])
+    summary = summarise(rows.loc[rows["view"] == "full"], [*keys, "mode", "tokens"])
+    tables = {"metrics.csv": metrics, "runs.csv": runs, "summary.csv": summary, "views.csv": views}
+    tables |= {"curves.csv": read_runs(folders, "train.csv", thin), "latents.csv": read_latents(folders)}
+    texts = {name: table.to_csv(index=False) for name, table in tables.items()}
+    texts |= {"summary.md": markdown(summary), "views.md": markdown(views)}
+    folder = outputs / "tables"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    return [folder / name for name in sorted(texts)]
+
+
+def read_table(outputs: Path, name: str) -> pd.DataFrame:
+    """outputs/tables/NAME.csv: whole numbers nullable, config keys as text. Raises InputError if it is not there."""
+    path = outputs / "tables" / f"{name}.csv"
+    require(path.is_file(), f"outputs={outputs}: no {path}; run `saebench tables` first")
+    return parse(path.read_text(encoding="utf-8"))
+
+
+def result_table(outputs: Path) -> str:
+    """outputs/tables/summary.csv (tokens typical, if there are such rows) as aligned text, WIDTH columns or less."""
+    summary = read_table(outputs, "summary")
+    typical = summary["tokens"] == "typical"
+    shown = summary.loc[typical] if bool(typical.any()) else summary
+    shown = shown.assign(sparsity=shown.apply(sparsity, axis=1))
+    several = varying(shown)
+    fixed = [f"{name} {shown[name].iloc[0]}" for name in [*PLACE, "tokens"] if name not in several]
+    keys = [*(key for key in several if key not in SPARSITY), "sparsity"]
+    measured = [name for name in MEASURES if name != "cka" and max(shown[f"{name}_count"]) > 0]
+    cuts = [measured[:n] for n in range(len(measured), 0, -1)]
+    layouts = [*((names, True) for names in cuts[:3]), *((names, False) for names in cuts)]
+    texts = [align(display(shown, keys, names, spread, 3)) for names, spread in layouts]
+    table = next((text for text in texts if text.index("\n") <= WIDTH), texts[-1])
+    return "\n".join([", ".join(fixed), table, CAPTION])
+
+
+# reading
+
+
+def finished_runs(outputs: Path) -> list[Path]:
+    """The folders of outputs/runs that are finished and evaluated, by name. Raises InputError if there is none."""
+    folders = sorted(done.parent for done in (outputs / "runs").glob("*/done.json"))
+    finished = [folder for folder in folders if not folder.name.endswith(".partial")]
+    evaluated = [folder for folder in finished if (folder / "metrics.csv").is_file()]
+    if len(evaluated) < len(finished):
+        say(f"{len(finished) - len(evaluated)} of {len(finished)} runs are not evaluated yet and are left out")
+    require(
+        bool(evaluated), f"outputs={outputs}: no finished run in {outputs / 'runs'}; make one with `saebench train`"
+    )
+    return evaluated
+
+
+def parse(text: str) -> pd.DataFrame:
+    """CSV text as a table; an empty cell is missing, and nothing else is."""
+    names = text.partition("\n")[0].split(",")
+    types = dict.fromkeys(TEXTS, str) | dict.fromkeys(INTEGERS, "Int64") | {name: str for name in names if "." in name}
+    dtype: Any = {name: types[name] for name in names if name in types}
+    return pd.read_csv(io.StringIO(text), dtype=dtype, keep_default_na=False, na_values=["", "nan"])
+
+
+def read_runs(folders: list[Path], name: str, keep: Callable[[list[str]], Iterable[str]] = list) -> pd.DataFrame:
+    """The lines that `keep` chooses of one CSV of every run, beside the column `run`; parsed at once: quicker."""
+    texts = [(folder.name, *read_lines(folder / name)) for folder in folders]
+    header = texts[0][1]
+    for (_, other, _), folder in zip(texts, folders, strict=True):
+        require(other == header, f"{folder / name}: other columns than in {folders[0]}; run `saebench evaluate` again")
+    lines = [(run, line) for run, _, rows in texts for line in keep(rows)]
+    table = parse("\n".join([header, *(line for _, line in lines)]) + "\n")
+    runs = [run for run, _ in lines]
+    return (
+        table.assign(run=runs) if "run" in table else pd.concat([pd.Series(runs, name="run", dtype=str), table], axis=1)
+    )
+
+
+def read_lines(path: Path) -> tuple[str, list[str]]:
+    """The header and the rows of a CSV file. Raises InputError if it is missing or empty."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    require(bool(text), f"{path}: missing or empty; remove its folder and make the run again")
+    header, *rows = text.splitlines()
+    return header, rows
+
+
+def thin(lines: list[str]) -> Iterable[str]:
+    """At most POINTS of the lines, evenly spread, the first and the last among them."""
+    places = np.unique(np.linspace(0, len(lines) - 1, min(POINTS, len(lines))).round().astype(int))
+    return (lines[i] for i in places)
+
+
+def read_latents(folders: list[Path]) -> pd.DataFrame:
+    """Energy and frequency, each sorted from the largest, against rank (from 1), at about POINTS ranks per run."""
+    parts = []
+    with Progress(len(folders), "runs", "latents") as progress:
+        for folder in folders:
+            header, rows = read_lines(folder / "latents.csv")
+            latents = pd.read_csv(io.StringIO("\n".join([header, *rows])), usecols=["energy", "frequency"])
+            ranks = np.unique(np.geomspace(1, len(latents), min(POINTS, len(latents))).round().astype(int))
+            falling = {name: np.sort(latents[name])[::-1][ranks - 1] for name in ("energy", "frequency")}
+            parts.append(pd.DataFrame({"run": folder.name, "rank": ranks} | falling))
+            progress.advance()
+    return pd.concat(parts, ignore_index=True)
+
+
+# what tells configurations apart
+
+
+def read_configs(folders: list[Path]) -> pd.DataFrame:
+    """Every config key of every run as text [runs, keys], indexed by run; missing where a variant has no such key."""
+    for folder in folders:
+        require(
+            (folder / "config.yaml").is_file(), f"{folder / 'config.yaml'}: missing; remove its folder and run again"
+        )
+    configs = [yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), YAML_LOADER) for folder in folders]
+    return pd.DataFrame([flatten(normal(config)) for config in configs], index=[folder.name for folder in folders])
+
+
+def normal(config: dict[str, Any]) -> dict[str, Any]:
+    """The config without what other columns say: prefixes as shares of d_sae, no coefficient that has a column."""
+    sae = dict(config["sae"])
+    if sae.get("prefixes"):
+        sae["prefixes"] = [f"{p / sae['d_sae']:g}" for p in sae["prefixes"]]
+    if sae.get("target_l0") is None:  # then the coefficient is a column of metrics.csv
+        sae = {key: value for key, value in sae.items() if key not in ("l1", "l0")}
+    return {**config, "sae": sae}
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested dictionaries as dotted keys and text; lists joined by spaces."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+            flat[prefix + key] = "null" if value is None else text
+    return flat
+
+
+def configurations(metrics: pd.DataFrame, configs: pd.DataFrame) -> pd.DataFrame:
+    """One row per run: run, the number of its configuration (from 1), what tells it from others, and its seeds."""
+    target = pd.to_numeric(configs.get("sae.target_l0", pd.Series(index=configs.index, dtype=str)), errors="coerce")
+    runs = metrics.drop_duplicates("run").set_index("run").assign(target_l0=target)
+    runs["coefficient"] = runs["coefficient"].mask(runs["target_l0"].notna())  # steered: a result, not a choice
+    others = configs.drop(columns=[*(NAMED | WITHOUT_EFFECT)], errors="ignore").loc[runs.index]
+    values = others.groupby([runs[name] for name in PLACE]).nunique().max()
+    keys = [*CONFIGURATION, *values.index[values > 1]]
+    runs = pd.concat([runs[[*CONFIGURATION, *SEEDS]], others], axis=1)
+    runs.insert(0, "configuration", runs.groupby(keys, dropna=False, sort=True).ngroup() + 1)
+    shown = runs.loc[:, ["configuration", *keys, *SEEDS]].rename_axis("run")
+    return shown.sort_values(by=["configuration", *SEEDS]).reset_index()
+
+
+def with_configuration(metrics: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """The rows of metrics beside their run's configuration, one row for each view of a run."""
+    rows = metrics.assign(ce_increase=metrics["ce_sae"] - metrics["ce_clean"]).drop_duplicates(["run", *VIEW])
+    return rows[["run", *VIEW, *MEASURES]].merge(runs, on="run", validate="many_to_one")
+
+
+def summarise(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Mean, sd (n - 1; missing for one run) and count of every measure over the runs that agree in `keys`."""
+    groups = rows.groupby(keys, dropna=False, sort=True)
+    table = groups[list(MEASURES)].agg(["mean", "std", "count"])
+    table.columns = [
+        name if part == "mean" else f"{name}_{'sd' if part == 'std' else part}" for name, part in table.columns
+    ]
+    table.insert(0, "runs", groups["run"].nunique())
+    return table.reset_index()
+
+
+# showing
+
+
+def varying(summary: pd.DataFrame) -> list[str]:
+    """The key columns a reader needs: variant, d_sae, and what splits rows that agree in everything else shown."""
+    keys = list(summary.columns[1 : summary.columns.get_loc("runs")])
+    minor = {key for key in keys if "." in key or key == "mode"}
+    major = [key for key in keys if key not in minor]
+    numbers: dict[str, Any] = {key: summary[key].nunique(dropna=False) for key in major}
+    groups = summary.groupby(major, dropna=False)
+    numbers |= {key: groups[key].nunique(dropna=False).max() for key in minor}
+    return [key for key in keys if numbers[key] > 1 or key in ("variant", "d_sae")]
+
+
+def missing(value: Any) -> bool:
+    """Whether a cell is empty."""
+    return bool(pd.isna(value))
+
+
+def sparsity(row: Any) -> str:
+    """What sets how many latents are active: k, the L0 a penalty is steered to, or its coefficient."""
+    for name, text in (("k", "k"), ("target_l0", "L0"), ("coefficient", "coef")):
+        if not missing(row[name]):
+            return f"{text} {row[name]:g}"
+    return ""
+
+
+def display(table: pd.DataFrame, keys: list[str], measures: list[str], spread: bool, decimals: int) -> pd.DataFrame:
+    """A table of text: the key columns, the number of runs, and each measure as mean ± sd."""
+    shown = {key.split(".")[-1]: table[key].map(cell) for key in keys} | {"n": table["runs"].map(str)}
+    for name in measures:
+        heading, most = MEASURES[name]
+        means, sds = table[name], table[f"{name}_sd"] if spread else [np.nan] * len(table)
+        shown[heading] = pd.Series(
+            [number(mean, sd, min(most, decimals)) for mean, sd in zip(means, sds, strict=True)], index=table.index
+        )
+    return pd.DataFrame(shown)
+
+
+def cell(value: Any) -> str:
+    """A key as text: nothing for a missing one, no .0 behind whole numbers."""
+    if missing(value):
+        return ""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def number(mean: float, sd: float, decimals: int) -> str:
+    """mean ± sd, the sd left out if missing; nothing if the mean is."""
+    if missing(mean):
+        return ""
+    return f"{mean:.{decimals}f}" if missing(sd) else f"{mean:.{decimals}f} ±{sd:.{decimals}f}"
+
+
+def align(table: pd.DataFrame) -> str:
+    """Columns padded to equal width, text to the left and figures to the right, two spaces between."""
+    columns = [[name, *table[name]] for name in table]
+    widths = [max(map(len, column)) for column in columns]
+    sides = ["<" if name == "variant" else ">" for name in table]
+    lines = zip(*columns, strict=True)
+    padded = (zip(line, sides, widths, strict=True) for line in lines)
+    return "\n".join("  ".join(f"{text:{side}{width}}" for text, side, width in line) for line in padded)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table as Markdown, with every key column that holds anything."""
+    keys = [key for key in table.columns[: table.columns.get_loc("runs")] if len(table[key].dropna())]
+    shown = display(table, keys, list(MEASURES), True, 4)
+    lines = [list(shown), ["---"] * shown.shape[1], *shown.to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{CAPTION}\n"

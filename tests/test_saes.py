@@ -1,0 +1,163 @@
+"""Every variant, found through the registry: shapes, gradients, what inference keeps, saving and loading, golden losses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from saebench.config import InputError
+from saebench.member import Member
+from saebench.metrics import Moments
+from saebench.pipeline import TRAIN_NUMERICS
+from saebench.saes import REGISTRY, build
+from saebench.saes.files import load_sae, save_sae
+from saebench.saes.jumprelu import _Jump
+from saebench.views import own_k
+from tests.configs import run_config, sae_config, stats_of, synthetic
+
+GOLDEN = Path(__file__).parent / "golden" / "losses.json"
+VARIANTS = sorted(REGISTRY)
+
+
+def trained(variant: str, steps: int = 60, *overrides: str) -> Member:
+    """A member trained on synthetic activations."""
+    k = ["sae.k=4"] if hasattr(sae_config(variant), "k") else ["sae.target_l0=4"]
+    cfg = run_config(
+        f"sae={variant}", "sae.d_sae=96", *k, "train.batch_size=256", f"train.n_tokens={256 * steps}", "train.lr=0.003",
+        "sae.dead_tokens=2048", *overrides,
+    )  # fmt: skip
+    member = Member(cfg, stats_of(synthetic(4096)), torch.device("cpu"))
+    for step in range(steps):
+        member.step(synthetic(256, seed=step + 1))
+    return member
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_training_learns_and_encode_is_sparse(variant: str) -> None:
+    member = trained(variant)
+    assert member.log[-1]["fvu"] < 0.6 * member.log[0]["fvu"]
+    x = synthetic(512, seed=99)
+    latents = member.sae.encode(x)
+    assert bool((latents.values >= 0).all())
+    assert latents.rows == 512
+    x_hat = member.sae(x)
+    fvu = (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
+    assert fvu < 0.7
+    torch.testing.assert_close(torch.linalg.vector_norm(member.sae.W_dec, dim=1), torch.ones(96))
+    assert member.sae(x.view(8, 64, -1)).shape == (8, 64, x.shape[1])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("mode", ["dataset", "token", "none"])
+def test_save_and_load_give_the_same_reconstruction(variant: str, mode: str, tmp_path: Path) -> None:
+    sae = trained(variant, 3, f"sae.input={mode}").sae
+    save_sae(sae, tmp_path)
+    x = synthetic(64, seed=7)
+    assert torch.equal(load_sae(tmp_path)(x), sae(x))
+    assert json.loads((tmp_path / "sae.json").read_text())["config"]["name"] == variant
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_seed_decides_the_initialisation_alone(variant: str) -> None:
+    stats = stats_of(synthetic(512))
+    first, same, other = (build(sae_config(variant), stats, seed) for seed in (0, 0, 1))
+    assert torch.equal(first.W_dec, same.W_dec)
+    assert not torch.equal(first.W_dec, other.W_dec)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_golden_losses(variant: str) -> None:
+    """If these move, raise TRAIN_NUMERICS and write the file anew (python -m tests.test_saes)."""
+    golden = json.loads(GOLDEN.read_text())
+    assert golden["numerics"] == TRAIN_NUMERICS
+    losses = [row["loss"] for row in trained(variant, 30).log]
+    assert losses == pytest.approx(golden["losses"][variant], rel=2e-4)
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if own_k(build(sae_config(v), stats_of(synthetic(64)), 0))])
+def test_k_is_the_number_of_latents(variant: str) -> None:
+    sae = trained(variant).sae
+    x = synthetic(2000, seed=5)
+    assert 2.5 < float(sae.encode(x).l0().double().mean()) < 5.5
+    acts = sae.acts(sae.normalise(x).x)
+    assert len(sae.own_rule(acts, k=2).values) == 2 * len(x)
+
+
+def test_batchtopk_threshold_starts_from_the_first_value_and_keeps_mean_l0() -> None:
+    stats = stats_of(synthetic(512))
+    sae = build(sae_config("batchtopk"), stats, 0)
+    with pytest.raises(InputError, match="no threshold yet"):
+        sae.encode(synthetic(8))
+    step = sae.loss(sae.normalise(synthetic(256)).x, 1.0, None)
+    smallest = step.latents.values[step.latents.values > 0].min()
+    assert sae.threshold == smallest
+    member = trained("batchtopk", 200)
+    assert float(member.sae.encode(synthetic(4000, seed=6)).l0().double().mean()) == pytest.approx(4, rel=0.1)
+
+
+def test_jumprelu_gradients_are_those_of_a_smoothed_step() -> None:
+    """Averaged over many pre-activations, the straight-through gradient equals the derivative of the expectation."""
+    theta, width = torch.tensor([1.0], dtype=torch.float64), 0.2
+    pre = torch.linspace(0, 2, 200_001, dtype=torch.float64).unsqueeze(1)
+    t = theta.clone().requires_grad_()
+    z, gate = _Jump.apply(pre, t, width)  # pyright: ignore[reportGeneralTypeIssues]
+    (grad,) = torch.autograd.grad(z.mean() * 3 + gate.mean() * 5, t)
+    step = 0.01
+
+    def expectation(at: float) -> float:
+        active = pre > at
+        return float(3 * torch.where(active, pre, 0.0).mean() + 5 * active.double().mean())
+
+    numerical = (expectation(1 + step) - expectation(1 - step)) / (2 * step)
+    assert float(grad) == pytest.approx(numerical, rel=1e-3)
+
+
+def test_matryoshka_with_one_prefix_is_batchtopk() -> None:
+    one = trained("matryoshka", 10, "sae.prefixes=[96]")
+    plain = trained("batchtopk", 10)
+    assert torch.equal(one.sae.W_dec, plain.sae.W_dec)
+
+
+def test_hierarchical_with_one_budget_is_topk() -> None:
+    one = trained("hierarchical", 10, "sae.budgets='4'")
+    assert torch.equal(one.sae.W_dec, trained("topk", 10).sae.W_dec)
+
+
+def test_auxk_revives_dead_latents() -> None:
+    """Latents pushed below zero stay dead without AuxK and come back with it."""
+    alive = []
+    for weight in (0.0, 1.0):
+        member = trained("topk", 1, f"sae.aux_weight={weight}")
+        with torch.no_grad():
+            member.sae.b_enc[:48] = -4.0
+        member.since_fired[:48] = 10_000
+        member.steps = 10_000
+        for step in range(80):
+            member.done += member.done % 16 == 15
+            member.step(synthetic(256, seed=step))
+        alive.append(int((member.since_fired[:48] < 2048).sum()))
+    assert alive[1] > alive[0] + 10
+
+
+def test_members_do_not_depend_on_their_company() -> None:
+    from saebench.train import running
+
+    alone = trained("batchtopk", 5)
+    members = [trained(v, 0) for v in ("topk", "batchtopk", "relu")]
+    for m in members:
+        m.steps = 5
+    for step in range(5):
+        for member in running(members, step):
+            member.step(synthetic(256, seed=step + 1))
+    other = members[1]
+    assert alone.steps == other.steps
+    assert torch.equal(alone.sae.W_enc, other.sae.W_enc)
+    assert Moments.of(synthetic(8)).n == 8
+
+
+if __name__ == "__main__":
+    losses = {v: [row["loss"] for row in trained(v, 30).log] for v in VARIANTS}
+    GOLDEN.write_text(json.dumps({"numerics": TRAIN_NUMERICS, "losses": losses}, indent=1) + "\n")

@@ -137,13 +137,15 @@ class JumpReLUConfig(SAEConfig):
     l0: float  # coefficient of the L0 penalty
     target_l0: float | None  # penalise (L0 / target - 1)^2 in place of L0
     bandwidth: float  # of the straight-through rectangle, in units of pre-activations
-    threshold: float  # initial
+    threshold: float  # initial, in units of pre-activations
+    threshold_lr: float  # thresholds learn at this multiple of the learning rate
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("sae.l0", self.l0, 0)
         require(self.bandwidth > 0, f"sae.bandwidth={self.bandwidth}: must be positive")
         require(self.threshold > 0, f"sae.threshold={self.threshold}: must be positive")
+        require(self.threshold_lr > 0, f"sae.threshold_lr={self.threshold_lr}: must be positive")
         check_target(self)
 
 

@@ -18,10 +18,12 @@ from saebench.activations import DTYPES, ActivationStats
 from saebench.config import EvaluateConfig, InputError
 from saebench.data import TokenStore
 from saebench.lm import LM
-from saebench.metrics import Moments, Reconstruction, recovered, rsa
+from saebench.metrics import Moments, Reconstruction, TokenSums, recovered, rsa
 from saebench.progress import Progress
 from saebench.saes import SAE
-from saebench.splice import Lower, cross_entropy, kl, logits, lower, upper
+from saebench.saes.base import Normalised
+from saebench.sparse import SparseLatents
+from saebench.splice import Clean, Lower, logits, lower, upper
 from saebench.views import View, kept_latents, latents_of, list_views
 
 GROUPS = ("typical", "outlier")
@@ -74,6 +76,28 @@ def choose(views: list[Measured], most: int) -> list[Measured]:
     return (groups["full"] + rest)[:most]
 
 
+class Batch:
+    """Activations x [n, d_in] of one batch, cut into groups of tokens, with the document of each."""
+
+    def __init__(self, x: Tensor, outlier: Tensor, documents: Tensor) -> None:
+        self.x, self.outlier = x, outlier
+        rows = {"typical": (~outlier).nonzero().squeeze(1), "outlier": outlier.nonzero().squeeze(1)}
+        self.groups = {name: index for name, index in rows.items() if len(index) > 0}
+        keys = documents.to(x.device) * 2 + outlier.long()  # [n]
+        found, self.inverse = keys.unique(return_inverse=True)
+        self.keys = [(key // 2, GROUPS[key % 2]) for key in found.tolist()]
+
+    def mask(self, group: str) -> Tensor:
+        """[n] (bool): the tokens of a group."""
+        return self.outlier if group == "outlier" else ~self.outlier
+
+    def add_by_document(self, sums: dict[Any, Any], values: Tensor) -> None:
+        """Add per-token values [n] or [n, c] to sums by (document, group)."""
+        table = values.new_zeros(len(self.keys), *values.shape[1:]).index_add(0, self.inverse, values)
+        for key, row in zip(self.keys, table.cpu(), strict=True):
+            add(sums, key, row)
+
+
 class Evaluation:
     """The held-out tokens and the sums over x that all subjects share."""
 
@@ -112,28 +136,30 @@ class Evaluation:
 
     def measure(self, x: Tensor, documents: Tensor, sampled: Tensor, subjects: list[Subject]) -> None:
         """Add one batch of activations x [n, d_in] to every sum."""
-        outlier = self.stats.outliers(x)  # [n]
-        groups = {"typical": ~outlier, "outlier": outlier}
-        for group, rows in groups.items():
+        batch = Batch(x, self.stats.outliers(x), documents)
+        for group, rows in batch.groups.items():
             add(self.moments, group, Moments.of(x[rows] - self.centre))
-        add_documents(self.totals, documents, outlier.cpu(), (x - self.centre).double().square().sum(1).cpu())
+        batch.add_by_document(self.totals, (x - self.centre).square().sum(1, dtype=torch.float64))
         self.sample.append(x[sampled])
-        self.sample_typical.append(~outlier[sampled])
+        self.sample_typical.append(~batch.outlier[sampled])
         for subject in subjects:
             for m, x_hat, latents, seen in subject.reconstruct(x, subject.views):
-                l0, entries = latents.l0(), latents.values > 0
-                for group, rows in groups.items():
-                    shift, scale = (v[rows] if v.dim() == 2 else v for v in (seen.shift, seen.scale))
-                    mine = latents.indices[entries & rows[latents.row_of_entry]]
-                    fired = torch.bincount(mine, minlength=subject.sae.d_sae)
-                    sums = Reconstruction.of(x[rows], x_hat[rows], self.centre, scale, shift, l0[rows], fired)
-                    add(m.sums, group, sums)
+                self.measure_view(batch, m, x_hat, latents, seen)
                 m.sample.append(x_hat[sampled])
-                error = (x - x_hat).double().square().sum(1)  # [n]
-                ones = torch.ones_like(error)
-                nothing = torch.zeros_like(error)
-                table = torch.stack([ones, error, nothing, nothing], 1).cpu()  # [n, 4]
-                add_documents(m.documents, documents, outlier.cpu(), table)
+
+    def measure_view(self, batch: Batch, m: Measured, x_hat: Tensor, latents: SparseLatents, seen: Normalised) -> None:
+        """Add one batch's reconstruction by one view to its sums."""
+        error = (batch.x - x_hat).square_().sum(1, dtype=torch.float64)  # [n]
+        size = seen.x.square().sum(1, dtype=torch.float64)  # [n]
+        tokens = TokenSums(error / seen.scale.double().reshape(-1).square(), size, latents.l0())
+        active = latents.values > 0  # [nnz]
+        for group, rows in batch.groups.items():
+            mine = active if len(batch.groups) == 1 else active & batch.mask(group)[latents.row_of_entry]
+            fired = torch.bincount(latents.indices[mine], minlength=latents.d_sae)
+            sums = Reconstruction.of(batch.x[rows], x_hat[rows], self.centre, tokens.of_rows(rows), fired)
+            add(m.sums, group, sums)
+        nothing = torch.zeros_like(error)
+        batch.add_by_document(m.documents, torch.stack([nothing + 1, error, nothing, nothing], 1))
 
     @torch.no_grad()
     def cross_entropy(self, subjects: list[Subject]) -> None:
@@ -177,11 +203,10 @@ class Evaluation:
         tables = torch.zeros(len(finals), n, 2, dtype=torch.float64)  # CE and KL of each position
         for start in range(0, n, self.cfg.logit_chunk):
             part = slice(start, start + self.cfg.logit_chunk)
-            clean = logits(self.lm, finals[0][part])
-            for i, final in enumerate(finals):
-                out = clean if i == 0 else logits(self.lm, final[part])
-                tables[i, part, 0] = cross_entropy(out, score.targets[part]).double().cpu()
-                tables[i, part, 1] = kl(clean, out).double().cpu() if i > 2 else 0.0
+            clean = Clean(logits(self.lm, finals[0][part]), score.targets[part])
+            tables[0, part, 0] = clean.losses.double().cpu()
+            for table, final in zip(tables[1:], finals[1:], strict=True):
+                table[part] = torch.stack(clean.score(logits(self.lm, final[part])), 1).double().cpu()
             progress.advance(len(chosen) * tokens * min(self.cfg.logit_chunk, n - start) // max(n, 1))
         outlier = score.outlier.cpu()
         for group, rows in {"typical": ~outlier, "outlier": outlier}.items():
@@ -189,9 +214,10 @@ class Evaluation:
             add(self.clean, group, sums)
             for m, table in zip(chosen, tables[3:], strict=True):
                 add(m.ce_by_group, group, table[rows].sum(0))
+        batch = Batch(tables[0], outlier, score.documents)
         for m, table in zip(chosen, tables[3:], strict=True):
-            ones, nothing = torch.ones(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
-            add_documents(m.documents, score.documents, outlier, torch.stack([nothing, nothing, ones, table[:, 0]], 1))
+            nothing = torch.zeros(n, dtype=torch.float64)
+            batch.add_by_document(m.documents, torch.stack([nothing, nothing, nothing + 1, table[:, 0]], 1))
 
     def rows(self, subject: Subject) -> list[dict[str, Any]]:
         """The metrics of every view of `subject`: a row for all tokens and one for the typical ones."""
@@ -199,7 +225,7 @@ class Evaluation:
 
     def row(self, m: Measured, tokens: str) -> dict[str, Any]:
         """One row of metrics.csv, without the columns that name the run."""
-        groups = GROUPS if tokens == "all" else GROUPS[:1]
+        groups = [g for g in GROUPS if g in self.moments] if tokens == "all" else ["typical"]
         moments, sums = total([self.moments[g] for g in groups]), total([m.sums[g] for g in groups])
         sample, sample_hat = torch.cat(self.sample), torch.cat(m.sample)  # [rsa_tokens, d_in]
         if tokens == "typical":
@@ -216,7 +242,7 @@ class Evaluation:
             **self.ce_columns(m, groups),
         }
 
-    def ce_columns(self, m: Measured, groups: tuple[str, ...]) -> dict[str, float | int]:
+    def ce_columns(self, m: Measured, groups: list[str]) -> dict[str, float | int]:
         """Cross-entropies in nats per token, the recovered fractions and KL, of a view that was spliced; else nothing."""
         if not m.ce_by_group:
             return {}
@@ -263,19 +289,10 @@ def total(parts: list[Any]) -> Any:
     return result
 
 
-def add_documents(sums: dict[Any, Any], documents: Tensor, outlier: Tensor, values: Tensor) -> None:
-    """Add per-token values [n] or [n, c] to the sums of (document, group); all on the CPU."""
-    keys = documents * 2 + outlier.long()  # [n]
-    unique, inverse = keys.unique(return_inverse=True)
-    table = values.new_zeros(len(unique), *values.shape[1:]).index_add(0, inverse, values)
-    for key, row in zip(unique.tolist(), table, strict=True):
-        add(sums, (key // 2, GROUPS[key % 2]), row)
-
-
 def evaluate(evaluation: Evaluation, subjects: list[Subject]) -> dict[str, list[dict[str, Any]]]:
     """Metrics rows by subject name. Raises InputError if the held-out text is too short to measure anything."""
     evaluation.reconstruction(subjects)
-    if any(evaluation.moments[g].n == 0 for g in GROUPS[:1]):
+    if "typical" not in evaluation.moments:
         raise InputError("data.eval_tokens: no held-out token is left to measure; raise it")
     if evaluation.cfg.ce_tokens > 0 and any(s.ce_views for s in subjects):
         evaluation.cross_entropy(subjects)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from saebench.config import RunConfig
-from saebench.optim import adam, normalise_rows, remove_parallel
+from saebench.optim import adam, normalise_rows, remove_parallel, set_lr
 from saebench.saes import SAE, Stats, Step, build
 from saebench.schedules import lr_factor, sparsity_factor
 
@@ -24,7 +24,7 @@ class Member:
         self.cfg, self.device = cfg, device
         self.sae: SAE = build(cfg.sae, stats, cfg.seed).to(device)
         self.lr = cfg.train.learning_rate(cfg.sae.d_sae)
-        self.optimizer = adam(list(self.sae.parameters()), cfg.train, self.lr)
+        self.optimizer = adam(self.sae, self.sae.lr_factors(), cfg.train)
         self.steps = max(1, cfg.train_tokens // cfg.train.batch_size)
         self.done = 0
         self.since_fired = torch.zeros(cfg.sae.d_sae, dtype=torch.int64, device=device)  # tokens
@@ -56,8 +56,7 @@ class Member:
         remove_parallel(W_dec.grad, W_dec)
         if self.cfg.train.clip > 0:
             torch.nn.utils.clip_grad_norm_(self.sae.parameters(), self.cfg.train.clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * lr_factor(self.cfg.train, self.done, self.steps)
+        set_lr(self.optimizer, self.lr * lr_factor(self.cfg.train, self.done, self.steps))
         self.optimizer.step()
         normalise_rows(W_dec)
 
@@ -81,7 +80,7 @@ class Member:
                 "fvu": float((x - step.x_hat).square().sum() / variance),
                 "l0": float((step.latents.values > 0).sum() / len(x)),
                 "dead": 0 if self.dead is None else len(self.dead),
-                "lr": self.optimizer.param_groups[0]["lr"],
+                "lr": self.lr * lr_factor(self.cfg.train, self.done - 1, self.steps),
                 "tokens_per_s": since / max(now - self.clock, 1e-9),
             }
         )

@@ -7,7 +7,7 @@ tokens (typical, or of outlying norm), and groups are added with `+`.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ class Moments(Sums):
     @staticmethod
     def of(x: Tensor) -> Moments:
         """Of shifted activations x [n, d_in], float32."""
-        return Moments(len(x), x.double().sum(0), product(x, x))
+        return Moments(len(x), x.sum(0, dtype=torch.float64), product(x, x))
 
     def covariance(self) -> Tensor:
         """[d_in, d_in], with n in the denominator."""
@@ -54,6 +54,18 @@ class Moments(Sums):
         if not bool((variance > 0).any()):
             raise ValueError("x does not vary, so its FVU is undefined")
         return variance
+
+
+class TokenSums(NamedTuple):
+    """What is known of each token's reconstruction, [n] each: |x_n - x_hat_n|^2 and |x_n|^2 in the trained space, L0."""
+
+    trained: Tensor
+    seen: Tensor
+    l0: Tensor
+
+    def of_rows(self, rows: Tensor) -> TokenSums:
+        """Those of some tokens."""
+        return TokenSums(*(values[rows] for values in self))
 
 
 @dataclass
@@ -72,23 +84,19 @@ class Reconstruction(Sums):
     fired: Tensor  # [d_sae] tokens on which each latent was active
 
     @staticmethod
-    def of(
-        x: Tensor, x_hat: Tensor, centre: Tensor, scale: Tensor, shift: Tensor, l0: Tensor, fired: Tensor
-    ) -> Reconstruction:
-        """Of x and x_hat [n, d_in] (unshifted, float32), l0 [n], fired [d_sae]; shift and scale are the SAE's normalisation."""
-        error = (x - x_hat).double()  # [n, d_in]
-        a, b = x - centre, x_hat - centre
-        errors, seen = (error / scale.double()).square().sum(), ((x - shift) / scale).double().square().sum()
+    def of(x: Tensor, x_hat: Tensor, centre: Tensor, tokens: TokenSums, fired: Tensor) -> Reconstruction:
+        """Of x and x_hat [n, d_in] (unshifted, float32), what is known of each token, and fired [d_sae]."""
+        a, b = x - centre, x_hat - centre  # [n, d_in]
         return Reconstruction(
             n=len(x),
-            residual=error.square().sum(0),
-            trained=torch.stack([errors, seen]),
+            residual=(x - x_hat).square_().sum(0, dtype=torch.float64),
+            trained=torch.stack([tokens.trained.sum(), tokens.seen.sum()]),
             cosine=torch.cosine_similarity(x, x_hat, dim=1).double().sum(),
-            total=b.double().sum(0),
+            total=b.sum(0, dtype=torch.float64),
             cross=product(a, b),
             square=product(b, b),
-            active=l0.sum(),
-            l0=torch.bincount(l0.clamp(max=MAX_L0), minlength=MAX_L0 + 1),
+            active=tokens.l0.sum(),
+            l0=torch.bincount(tokens.l0.clamp(max=MAX_L0), minlength=MAX_L0 + 1),
             fired=fired,
         )
 

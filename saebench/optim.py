@@ -8,9 +8,16 @@ from torch import Tensor, nn
 from saebench.config import TrainConfig
 
 
-def adam(parameters: list[nn.Parameter], cfg: TrainConfig, lr: float) -> torch.optim.Adam:
-    """torch's fused Adam at learning rate `lr`."""
-    return torch.optim.Adam(parameters, lr=lr, betas=(cfg.beta1, cfg.beta2), fused=True)
+def adam(module: nn.Module, factors: dict[str, float], cfg: TrainConfig) -> torch.optim.Adam:
+    """torch's fused Adam; a parameter named in `factors` learns at that multiple of the learning rate (`set_lr`)."""
+    groups = [{"params": [p], "factor": factors.get(name, 1.0)} for name, p in module.named_parameters()]
+    return torch.optim.Adam(groups, betas=(cfg.beta1, cfg.beta2), fused=True)
+
+
+def set_lr(optimizer: torch.optim.Adam, lr: float) -> None:
+    """Set the learning rate of every group, times the group's factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["factor"]
 
 
 @torch.no_grad()

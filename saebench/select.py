@@ -38,12 +38,13 @@ def flat_topk(acts: Tensor, count: int) -> tuple[Tensor, Tensor]:
         where = flat.topk(count, sorted=False).indices.sort().values
         return flat[where], where
     tiles = flat[: chunks * CHUNK].view(chunks, CHUNK)
-    best = tiles.amax(1).topk(count, sorted=False).indices.sort().values  # [count] chunks, rising
+    best = tiles.amax(1).topk(count, sorted=False).indices  # [count] chunks
     picked = torch.cat([tiles[best].reshape(-1), flat[chunks * CHUNK :]])
-    where = picked.topk(count, sorted=False).indices.sort().values  # [count], rising
+    where = picked.topk(count, sorted=False).indices  # [count]
     inside = best[(where // CHUNK).clamp(max=count - 1)] * CHUNK + where % CHUNK
     beyond = where - count * CHUNK + chunks * CHUNK
-    return picked[where], torch.where(where < count * CHUNK, inside, beyond)
+    positions = torch.where(where < count * CHUNK, inside, beyond).sort().values  # [count], rising
+    return flat[positions], positions
 
 
 def topk_latents(acts: Tensor, k: int) -> SparseLatents:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy as mean_cross_entropy
 
 from saebench.lm import LM
 
@@ -100,13 +99,21 @@ def logits(lm: LM, hidden: Tensor) -> Tensor:
     return out if cap is None else out.div_(cap).tanh_().mul_(cap)
 
 
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy [n] in nats of `logits` [n, vocab_size] against the token ids `targets` [n]."""
-    return mean_cross_entropy(logits, targets, reduction="none")
+class Clean:
+    """The clean model's predictions at some positions, against which reconstructions' logits are scored."""
 
+    def __init__(self, logits: Tensor, targets: Tensor) -> None:
+        """From clean logits [n, vocab_size] and the token ids that follow, targets [n]."""
+        log_p = logits.log_softmax(-1)  # [n, vocab_size]
+        self.p, self.targets = log_p.exp(), targets
+        self.negentropy = torch.linalg.vecdot(self.p, log_p)  # [n]
+        self.losses = -log_p.gather(1, targets.unsqueeze(1)).squeeze(1)  # [n]
 
-def kl(clean: Tensor, logits: Tensor) -> Tensor:
-    """KL(clean || spliced) [n] in nats from logits [n, vocab_size] of both; rounding may leave it a hair below 0."""
-    log_p, log_q = clean.log_softmax(-1), logits.log_softmax(-1)  # [n, vocab_size]
-    p = log_p.exp()  # [n, vocab_size]
-    return torch.linalg.vecdot(p, log_p.sub_(log_q))
+    def score(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and KL(clean || spliced) of spliced logits [n, vocab_size], in nats: [n] each.
+
+        KL = sum p log p - sum p logit + logsumexp: two passes over the vocabulary and nothing of its size is written.
+        """
+        normaliser = logits.logsumexp(-1)  # [n]
+        losses = normaliser - logits.gather(1, self.targets.unsqueeze(1)).squeeze(1)
+        return losses, self.negentropy - torch.linalg.vecdot(self.p, logits) + normaliser

@@ -8,19 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from saebench.metrics import Moments, Reconstruction, pearson, ranks, recovered, rsa
+from saebench.metrics import Moments, Reconstruction, TokenSums, pearson, ranks, recovered, rsa
 from tests.configs import synthetic
 
 
 def measure(x: Tensor, x_hat: Tensor, batch: int = 1000, centre: Tensor | None = None) -> dict[str, float]:
     """The metrics row of a reconstruction, streamed in batches."""
     centre = x.mean(0) if centre is None else centre
-    one, zero = torch.tensor(1.0), torch.tensor(0.0)
     parts = []
     counts = torch.arange(len(x)) % 3
     for a, b, l0 in zip(x.split(batch), x_hat.split(batch), counts.split(batch), strict=True):
         fired = torch.tensor([1, 0, 2])
-        parts.append((Moments.of(a - centre), Reconstruction.of(a, b, centre, one, zero, l0, fired)))
+        tokens = TokenSums((a - b).square().sum(1).double(), a.square().sum(1).double(), l0)
+        parts.append((Moments.of(a - centre), Reconstruction.of(a, b, centre, tokens, fired)))
     moments, sums = parts[0]
     for m, s in parts[1:]:
         moments, sums = moments + m, sums + s

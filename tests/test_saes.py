@@ -15,6 +15,7 @@ from saebench.pipeline import TRAIN_NUMERICS
 from saebench.saes import REGISTRY, build
 from saebench.saes.files import load_sae, save_sae
 from saebench.saes.jumprelu import _Jump
+from saebench.train import running
 from saebench.views import own_k
 from tests.configs import run_config, sae_config, stats_of, synthetic
 
@@ -26,7 +27,7 @@ def trained(variant: str, steps: int = 60, *overrides: str) -> Member:
     """A member trained on synthetic activations."""
     k = ["sae.k=4"] if hasattr(sae_config(variant), "k") else ["sae.target_l0=4"]
     cfg = run_config(
-        f"sae={variant}", "sae.d_sae=96", *k, "train.batch_size=256", f"train.n_tokens={256 * steps}", "train.lr=0.003",
+        f"sae={variant}", "sae.d_sae=96", *k, "train.batch_size=256", f"train.n_tokens={256 * max(1, steps)}", "train.lr=0.003",
         "sae.dead_tokens=2048", *overrides,
     )  # fmt: skip
     member = Member(cfg, stats_of(synthetic(4096)), torch.device("cpu"))
@@ -38,7 +39,7 @@ def trained(variant: str, steps: int = 60, *overrides: str) -> Member:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_training_learns_and_encode_is_sparse(variant: str) -> None:
     member = trained(variant)
-    assert member.log[-1]["fvu"] < 0.6 * member.log[0]["fvu"]
+    assert member.log[-1]["fvu"] < 0.7 * member.log[0]["fvu"]
     x = synthetic(512, seed=99)
     latents = member.sae.encode(x)
     assert bool((latents.values >= 0).all())
@@ -130,21 +131,17 @@ def test_auxk_revives_dead_latents() -> None:
     """Latents pushed below zero stay dead without AuxK and come back with it."""
     alive = []
     for weight in (0.0, 1.0):
-        member = trained("topk", 1, f"sae.aux_weight={weight}")
+        member = trained("topk", 0, f"sae.aux_weight={weight}", "train.n_tokens=20480", "train.warmup=0")
         with torch.no_grad():
-            member.sae.b_enc[:48] = -4.0
+            member.sae.W_enc[:, :48] *= 0.05  # too weak ever to be among the k largest
         member.since_fired[:48] = 10_000
-        member.steps = 10_000
         for step in range(80):
-            member.done += member.done % 16 == 15
             member.step(synthetic(256, seed=step))
         alive.append(int((member.since_fired[:48] < 2048).sum()))
     assert alive[1] > alive[0] + 10
 
 
 def test_members_do_not_depend_on_their_company() -> None:
-    from saebench.train import running
-
     alone = trained("batchtopk", 5)
     members = [trained(v, 0) for v in ("topk", "batchtopk", "relu")]
     for m in members:

@@ -156,12 +156,19 @@ def test_layers_that_return_tuples() -> None:
 
 
 def test_cross_entropy_and_kl_by_hand() -> None:
-    clean = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
-    other = torch.log(torch.tensor([[0.25, 0.75], [0.5, 0.5]]))
-    expected = torch.log(torch.tensor([4.0, 2.0]))
-    torch.testing.assert_close(splice.cross_entropy(other, torch.tensor([0, 1])), expected)
+    clean = splice.Clean(torch.tensor([[0.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1]))
+    torch.testing.assert_close(clean.losses, torch.tensor([0.6931472, 1.3132617]))
+    losses, kl = clean.score(torch.log(torch.tensor([[0.25, 0.75], [0.5, 0.5]])) + 3)
+    torch.testing.assert_close(losses, torch.log(torch.tensor([4.0, 2.0])))
     p = torch.tensor([0.7310586, 0.2689414])
     by_hand = torch.stack([0.5 * torch.log(torch.tensor(4 / 3)), (p * torch.log(2 * p)).sum()])
-    torch.testing.assert_close(splice.kl(clean, other), by_hand)
-    assert splice.kl(clean, clean).tolist() == [0, 0]
-    torch.testing.assert_close(splice.kl(clean, clean + 3), torch.zeros(2), rtol=0, atol=1e-6)
+    torch.testing.assert_close(kl, by_hand, rtol=1e-5, atol=1e-6)
+
+
+def test_scores_against_torch() -> None:
+    torch.manual_seed(0)
+    one, other, targets = torch.randn(50, 1000) * 5, torch.randn(50, 1000) * 5, torch.randint(1000, (50,))
+    losses, kl = splice.Clean(one, targets).score(other)
+    torch.testing.assert_close(losses, torch.nn.functional.cross_entropy(other, targets, reduction="none"))
+    expected = torch.nn.functional.kl_div(other.log_softmax(1), one.log_softmax(1), log_target=True, reduction="none")
+    torch.testing.assert_close(kl, expected.sum(1), rtol=1e-4, atol=1e-5)

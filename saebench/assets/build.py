@@ -53,7 +53,7 @@ SETTING = {
 
 def main() -> None:
     """Build into --out, by default over the model that ships with saebench."""
-    parser = argparse.ArgumentParser(description="Train the embedded model; about 12 minutes on two cores.")
+    parser = argparse.ArgumentParser(description="Train the embedded model; about 10 minutes on two idle cores.")
     parser.add_argument("--out", type=Path, default=TINY_GPT2, metavar="DIR")
     parser.add_argument("--steps", type=int, default=STEPS)
     options = parser.parse_args()

@@ -17,9 +17,9 @@ pipeline_tag: text-generation
 # tiny-gpt2
 
 The language model that ships with saebench, so that everything can be tried and tested without a network: a GPT-2 of
-{parameters:,} parameters ({layers} layers, {heads} heads, d_model {d_model}, {positions} positions, vocabulary {vocab},
-tied embeddings), float32, trained by this project on the documentation of Python. It knows nothing else: use it to
-exercise code and to compare methods, not to draw conclusions about language models.
+{parameters:,} parameters ({layers} layers, {heads} heads, d_model {d_model}, {positions} positions, vocabulary {vocab}, tied
+embeddings), float32, trained by this project on the documentation of Python. It knows nothing else: use it to exercise
+code and to compare methods, not to draw conclusions about language models.
 
 | | |
 |---|---|
@@ -29,7 +29,7 @@ exercise code and to compare methods, not to draw conclusions about language mod
 | Tokeniser | byte-level BPE trained on the training documents; {characters_per_token:.2f} characters a held-out token |
 | Special token | `{bos}`: begins every block, parts documents |
 | Training | {tokens_seen:,} tokens ({epochs:.1f} times the training tokens), seed {seed}, {minutes:.0f} minutes \
-on {threads} cores, torch {torch} |
+of wall clock with {threads} threads, torch {torch} |
 | Held-out cross-entropy | **{loss:.3f} nats per token** in blocks of {block} \
 ({long_loss:.3f} in blocks of {positions}) |
 | Unigram cross-entropy | {unigram:.3f} nats per token: the same text under training frequencies, add-one smoothed |

@@ -71,6 +71,10 @@ class SAE(nn.Module):
         self.register_buffer("centre", stats.mean.float() if cfg.input == "dataset" else torch.zeros(self.d_in))
         self.register_buffer("scale", torch.tensor(stats.scale if cfg.input == "dataset" else 1.0))
 
+    def lr_factors(self) -> dict[str, float]:
+        """Parameters, by name, that learn at a multiple of the learning rate."""
+        return {}
+
     def normalise(self, x: Tensor) -> Normalised:
         """Activations x [n, d_in] as this SAE sees them: float32, centred and scaled as sae.input says."""
         x = x.float()

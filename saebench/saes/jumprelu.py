@@ -46,6 +46,9 @@ class JumpReLU(SAE):
         super().__init__(cfg, stats, seed)
         self.theta = nn.Parameter(torch.full((cfg.d_sae,), cfg.threshold))
 
+    def lr_factors(self) -> dict[str, float]:
+        return {"theta": self.cfg.threshold_lr}
+
     def acts(self, x: Tensor) -> Tensor:
         pre = self.pre_acts(x)
         return torch.where(pre > self.positive_theta(), pre, 0.0)

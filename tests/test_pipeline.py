@@ -1,0 +1,228 @@
+"""The whole road on the embedded model: disk equals stream, order, resumption, gangs, evaluation, tables, figures."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from saebench import activations
+from saebench.activations import DiskShards
+from saebench.config import InputError, RunConfig
+from saebench.pipeline import open_batches, open_stream, run
+from saebench.runs import METRICS
+from saebench.saes import REGISTRY
+from tests.configs import run_config, sae_config
+
+SMALL = [
+    "data.n_tokens=6400", "data.eval_tokens=1280", "data.seq_len=32", "data.stats_tokens=2048", "data.shard_tokens=1024",
+    "data.outlier_norm=1.5", "model.batch=16", "sae.d_sae=64", "train.batch_size=256", "train.window_tokens=2048",
+    "train.importance_tokens=1024", "train.log_every=5", "evaluate.sizes=[0.25]", "evaluate.rules=[energy]",
+    "evaluate.budgets=[2]", "evaluate.ce_tokens=256", "evaluate.ce_views=5", "evaluate.rsa_tokens=64",
+    "evaluate.threshold_tokens=512",
+]  # fmt: skip
+
+
+def small(outputs: Path, *overrides: str) -> RunConfig:
+    """A run that takes about a second."""
+    return run_config(*SMALL, f"outputs={outputs}", *overrides)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "sae.safetensors")
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_stream_and_disk_give_the_same_weights_and_metrics(tmp_path: Path) -> None:
+    disk = run([small(tmp_path / "a")])[0]
+    stream = run([small(tmp_path / "b", "cache=stream")])[0]
+    assert disk.name == stream.name
+    for name, tensor in weights(disk).items():
+        assert torch.equal(tensor, weights(stream)[name]), name
+    assert (disk / "metrics.csv").read_text() == (stream / "metrics.csv").read_text()
+    assert not list((tmp_path / "b" / "activations").glob("*/shard-*"))
+
+
+def test_batches_are_a_pure_function_of_the_step_and_visit_every_row_once(tmp_path: Path) -> None:
+    cfg = small(tmp_path)
+    stream = open_stream(cfg)
+    batches = open_batches(cfg, stream)
+    every = list(batches.between(0, 20))
+    later = list(batches.between(13, 20))
+    assert all(torch.equal(a, b) for a, b in zip(every[13:], later, strict=True))
+    rows = sum(stream.stats.summary["rows"])
+    assert rows == 6400 // 32 * 31 - separators(stream)
+    one_epoch = torch.cat(every)[: rows // 256 * 256].float()
+    assert len(one_epoch.unique(dim=0)) > 0.99 * 20 * 256
+    other = open_batches(small(tmp_path, "train.order_seed=1"), stream)
+    assert not torch.equal(next(other.between(0, 1)), every[0])
+
+
+def separators(stream: object) -> int:
+    """Separators within blocks of the training split."""
+    store = stream.store  # pyright: ignore[reportAttributeAccessIssue]
+    tokens = store.blocks("train", range(store.n_blocks("train"))).tokens
+    return int(store.special(tokens)[:, 1:].sum())
+
+
+def test_a_batch_is_nearly_free_of_neighbours(tmp_path: Path) -> None:
+    """How many pairs of a batch come from one block, over what a perfect shuffle of the whole cache would give."""
+    cfg = small(tmp_path, "train.window_tokens=8192")
+    stream = open_stream(cfg)
+    owner = {}
+    for i in range(len(stream.shards)):
+        shard = stream.shards.read(i)
+        for block, x in zip(stream.shards.block_ids(i).tolist(), shard.x, strict=True):
+            owner |= {tuple(row.tolist()): block for row in x.float()[:, :6]}
+    pairs = []
+    for batch in open_batches(cfg, stream).between(0, 10):
+        blocks = [owner[tuple(row.tolist())] for row in batch.float()[:, :6]]
+        counts = torch.bincount(torch.tensor(blocks)).double()
+        pairs.append(float((counts * (counts - 1)).sum()))
+    expected = 256 * 255 / len(stream.shards.order)
+    assert sum(pairs) / len(pairs) == pytest.approx(expected, rel=0.25)
+
+
+def test_an_interrupted_cache_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = small(tmp_path)
+    read, seen = activations.Shards.read, []
+
+    def fails_at_three(self: activations.Shards, i: int, progress: object = None) -> activations.Shard:
+        seen.append(i)
+        if i == 3 and len(seen) < 5:
+            raise KeyboardInterrupt
+        return read(self, i)
+
+    monkeypatch.setattr(activations.Shards, "read", fails_at_three)
+    with pytest.raises(KeyboardInterrupt):
+        open_stream(cfg)
+    shards = open_stream(cfg).shards
+    assert isinstance(shards, DiskShards)
+    assert seen == [0, 1, 2, 3, 3, 4, 5, 6]
+    monkeypatch.undo()
+    whole = open_stream(small(tmp_path / "other")).shards
+    for i in range(len(shards)):
+        assert torch.equal(shards.read(i).x, whole.read(i).x)
+
+
+def test_a_cache_too_large_for_the_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        free = 1000
+
+    monkeypatch.setattr(activations.shutil, "disk_usage", lambda _: Full)
+    with pytest.raises(InputError, match=r"the activation cache needs 0\.0 GB and .* use cache=stream"):
+        open_stream(small(tmp_path))
+
+
+def test_activations_that_are_not_finite_are_named() -> None:
+    x = torch.zeros(2, 3, 4)
+    special = torch.zeros(2, 3, dtype=torch.bool)
+    activations.check_finite(x, special, 7)
+    x[1, 2, 0] = torch.inf
+    with pytest.raises(InputError, match="NaN or inf in shard 7, block 1, token 2"):
+        activations.check_finite(x, special, 7)
+    special[1, 2] = True
+    activations.check_finite(x, special, 7)
+
+
+def test_an_activation_can_be_traced_to_its_context(tmp_path: Path) -> None:
+    stream = open_stream(small(tmp_path))
+    shard = stream.shards.read(2)
+    again = stream.lm().activations(shard.tokens[:4]).bfloat16()
+    torch.testing.assert_close(shard.x[:4].float(), again.float(), rtol=0.02, atol=0.02)
+    assert bool(shard.special[:, 0].all())
+    assert not stream.store.special(shard.tokens[~shard.special]).any()
+
+
+def test_a_gang_trains_every_variant_as_alone_and_evaluates_all_views(tmp_path: Path) -> None:
+    knobs = {v: ["sae.k=4"] if hasattr(sae_config(v), "k") else ["sae.target_l0=4"] for v in REGISTRY}
+    configs = [small(tmp_path, f"sae={v}", "sae.d_sae=64", *knobs[v]) for v in sorted(REGISTRY)]
+    folders = run(configs)
+    alone = run([small(tmp_path / "alone", "sae=matryoshka", "sae.d_sae=64", "sae.k=4")])[0]
+    together = folders[sorted(REGISTRY).index("matryoshka")]
+    assert alone.name == together.name
+    for name, tensor in weights(alone).items():
+        assert torch.equal(tensor, weights(together)[name]), name
+    for folder in folders:
+        check_metrics(rows_of(folder))
+    before = {f: (f / "done.json").stat().st_mtime_ns for f in folders}
+    assert run(configs) == folders
+    assert before == {f: (f / "done.json").stat().st_mtime_ns for f in folders}
+    check_tables_and_figures(tmp_path)
+
+
+def check_metrics(rows: list[dict[str, str]]) -> None:
+    """What must hold of any run's metrics."""
+    assert list(rows[0]) == METRICS
+    assert {r["view"] for r in rows} == {"full", "prefix", "pruned", "budget"}
+    assert {r["tokens"] for r in rows} == {"all", "typical"}
+    full = rows[0]
+    for r in rows:
+        assert 0 <= float(r["fvu"]) < 3
+        assert 0 <= float(r["cka"]) <= 1 + 1e-9
+        assert float(r["l0_p05"]) <= float(r["l0_p95"])
+        if r["view"] == "pruned" and r["tokens"] == "all" and r["order"] == "select_then_prune":
+            assert float(r["l0"]) <= float(full["l0"]) + 1e-9
+    assert int(full["n_tokens"]) > 1000
+    spliced = [r for r in rows if r["ce_sae"]]
+    assert len(spliced) == 10
+    for r in spliced:
+        assert float(r["ce_clean"]) < float(r["ce_sae"]) < 15
+        assert float(r["kl"]) > 0
+        recovered = (float(r["ce_zero"]) - float(r["ce_sae"])) / (float(r["ce_zero"]) - float(r["ce_clean"]))
+        assert float(r["recovered_zero"]) == pytest.approx(recovered)
+    typical = next(r for r in rows if r["view"] == "full" and r["tokens"] == "typical")
+    assert int(typical["n_tokens"]) < int(full["n_tokens"])
+
+
+def check_tables_and_figures(outputs: Path) -> None:
+    from saebench.figures import draw_figures
+    from saebench.tables import result_table, write_tables
+
+    assert len(write_tables(outputs)) >= 5
+    table = result_table(outputs)
+    assert all(variant in table for variant in REGISTRY)
+    assert {p.suffix for p in draw_figures(outputs)} == {".png", ".pdf"}
+
+
+def test_evaluation_keys_are_their_own(tmp_path: Path) -> None:
+    folder = run([small(tmp_path)])[0]
+    full = (folder / "metrics.csv").read_text()
+    run([small(tmp_path, "evaluate.budgets=[1]")], evaluate_only=True)
+    assert (folder / "metrics.csv").read_text() != full
+    run([small(tmp_path)], evaluate_only=True)
+    assert (folder / "metrics.csv").read_text() == full
+    assert len(list((folder / "evaluations").iterdir())) == 2
+    with pytest.raises(InputError, match="not trained yet"):
+        run([small(tmp_path, "seed=5")], evaluate_only=True)
+
+
+def test_splicing_x_itself_recovers_everything(tmp_path: Path) -> None:
+    """With an identity in place of an SAE, the spliced cross-entropy equals the clean one."""
+    cfg = small(tmp_path, "data.dtype=float32", "sae=relu", "sae.d_sae=256")
+    stream = open_stream(cfg)
+    from saebench.evaluate import Evaluation, Subject, evaluate
+    from saebench.saes import build
+
+    sae = build(cfg.sae, stream.stats, 0).requires_grad_(False)
+    eye = torch.eye(128)
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.cat([eye, -eye], 1))
+        sae.W_dec.copy_(torch.cat([eye, -eye]))
+    importance = {name: torch.ones(256).double() for name in ("energy", "frequency", "decoder_norm")}
+    subject = Subject("identity", sae, importance, {2: 0.5}, cfg.evaluate)
+    evaluation = Evaluation(stream.lm(), stream.store, stream.stats, cfg.evaluate, "float32")
+    row = evaluate(evaluation, [subject])["identity"][0]
+    assert row["fvu"] < 1e-10
+    assert row["ce_sae"] == pytest.approx(row["ce_clean"], abs=1e-5)
+    assert abs(row["kl"]) < 1e-6
+    assert row["recovered_zero"] == pytest.approx(1, abs=1e-5)
+    assert not math.isnan(row["rsa_pearson"])

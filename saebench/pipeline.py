@@ -27,7 +27,8 @@ from saebench.activations import (
 )
 from saebench.config import InputError, RunConfig, as_dict
 from saebench.data import TokenStore, token_inputs, tokenise
-from saebench.evaluate import Evaluation, Subject, evaluate
+from saebench.evaluate import evaluate
+from saebench.heldout import HeldOut, Subject
 from saebench.lm import LM, check_seq_len, describe, load_lm, load_tokenizer, resolve_device, resolve_dtype, special_ids
 from saebench.member import Member
 from saebench.progress import say
@@ -143,21 +144,20 @@ def train_gang(configs: list[RunConfig], folders: list[Path], stream: Stream) ->
         members = {folder: Member(cfg, stream.stats, stream.device) for folder, cfg in todo.items()}
         batches = open_batches(next(iter(todo.values())), stream)
         train(list(members.values()), batches)
-        for folder, member in members.items():
-            if member.failure is None:
-                save_run(folder, member, batches, stream)
+        whole = {folder: member for folder, member in members.items() if member.failure is None}
+        tokens = configs[0].train.importance_tokens
+        columns = importance([m.sae for m in whole.values()], batches, tokens, stream.device)
+        for (folder, member), latents in zip(whole.items(), columns, strict=True):
+            save_run(folder, member, latents, stream)
 
 
-def save_run(folder: Path, member: Member, batches: Batches, stream: Stream) -> None:
-    """Write a trained member as a finished run."""
+def save_run(folder: Path, member: Member, latents: list[dict[str, Any]], stream: Stream) -> None:
+    """Write a trained member, and what is known of its latents, as a finished run."""
     cfg, inputs = member.cfg, run_inputs(member.cfg, stream)
     partial = open_partial(folder, inputs)
     save_sae(member.sae, partial)
     write_csv(partial / "train.csv", member.log)
-    columns = importance(member, batches, cfg.train.importance_tokens)
-    names = ("latent", *columns)
-    table = zip(range(cfg.sae.d_sae), *columns.values(), strict=True)
-    write_csv(partial / "latents.csv", [dict(zip(names, row, strict=True)) for row in table])
+    write_csv(partial / "latents.csv", latents)
     from omegaconf import OmegaConf
 
     write_text(partial / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(as_dict(cfg))))
@@ -206,12 +206,12 @@ def measure(todo: dict[Path, RunConfig], stream: Stream) -> None:
         budgets = [j for j in one.evaluate.budgets if j <= sae.d_sae]
         thresholds = tune_thresholds(sae, tuning, budgets, one.evaluate.batch)
         subjects.append(Subject(folder.name, sae, read_latents(folder / "latents.csv"), thresholds, one.evaluate))
-    evaluation = Evaluation(stream.lm(), stream.store, stream.stats, cfg.evaluate, cfg.data.dtype)
-    rows = evaluate(evaluation, subjects)
+    heldout = HeldOut(stream.lm(), stream.store, stream.stats, cfg.evaluate, cfg.data.dtype)
+    rows = evaluate(heldout, subjects)
     for (folder, one), subject in zip(todo.items(), subjects, strict=True):
         named = describe_run(folder.name, one, len(stream.stats.mean))
         path, inputs = evaluation_stage(folder, one)
-        documents = list(document_rows(evaluation, subject))
+        documents = list(document_rows(heldout, subject))
 
         def make(partial: Path, name: str = folder.name, named: Any = named, documents: Any = documents) -> None:
             write_csv(partial / "metrics.csv", [named | row for row in rows[name]], METRICS)
@@ -239,7 +239,7 @@ def describe_run(name: str, cfg: RunConfig, d_in: int) -> dict[str, Any]:
     }
 
 
-def document_rows(evaluation: Evaluation, subject: Subject) -> Any:
+def document_rows(heldout: HeldOut, subject: Subject) -> Any:
     """Per-document sums of every view, for the bootstrap: tokens, residual and total squares, cross-entropy and its tokens."""
     for measured in subject.views:
         for (document, group), sums in measured.documents.items():
@@ -250,7 +250,7 @@ def document_rows(evaluation: Evaluation, subject: Subject) -> Any:
                 "group": group,
                 "tokens": int(tokens),
                 "residual": residual,
-                "total": float(evaluation.totals[document, group]),
+                "total": float(heldout.totals[document, group]),
                 "ce_tokens": int(ce_tokens),
                 "ce_sae": ce,
             }

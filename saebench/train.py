@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from saebench.activations import Batches
 from saebench.member import Member
 from saebench.progress import Progress, say
+from saebench.saes import SAE
 
 
 def train(members: list[Member], batches: Batches) -> None:
@@ -36,16 +40,29 @@ def note(members: list[Member]) -> str:
 
 
 @torch.no_grad()
-def importance(member: Member, batches: Batches, tokens: int) -> dict[str, list[float]]:
-    """Each latent's firing frequency and energy E[z^2] (inference rule, normalised space) over about `tokens` training tokens."""
-    sae = member.sae
-    fired = torch.zeros(sae.d_sae, dtype=torch.float64, device=member.device)
-    energy, n = torch.zeros_like(fired), 0
-    for batch in batches.between(0, max(1, tokens // batches.batch_size)):
-        latents = sae.encode(batch.to(member.device))
-        fired.index_add_(0, latents.indices, (latents.values > 0).double())
-        energy.index_add_(0, latents.indices, latents.values.double().square())
-        n += len(batch)
-    norms = torch.linalg.vector_norm(sae.W_dec, dim=1)
-    columns = {"frequency": fired / n, "energy": energy / n, "decoder_norm": norms}
-    return {name: values.tolist() for name, values in columns.items()}
+def importance(saes: list[SAE], batches: Batches, tokens: int, device: torch.device) -> list[list[dict[str, Any]]]:
+    """For each SAE a row per latent: firing frequency, energy E[z^2] (normalised space, inference rule), decoder norm.
+
+    Measured over about `tokens` training tokens, read once for all.
+    """
+    fired = [torch.zeros(sae.d_sae, dtype=torch.float64, device=device) for sae in saes]
+    energy = [torch.zeros_like(f) for f in fired]
+    steps = max(1, tokens // batches.batch_size)
+    with Progress(steps * batches.batch_size, "tokens", f"importance of the latents of {len(saes)} SAEs") as progress:
+        for batch in batches.between(0, steps):
+            x = batch.to(device)
+            for sae, f, e in zip(saes, fired, energy, strict=True):
+                latents = sae.encode(x)
+                f.index_add_(0, latents.indices, (latents.values > 0).double())
+                e.index_add_(0, latents.indices, latents.values.double().square())
+            progress.advance(len(batch))
+    n = steps * batches.batch_size
+    return [latent_rows(sae, f / n, e / n) for sae, f, e in zip(saes, fired, energy, strict=True)]
+
+
+def latent_rows(sae: SAE, frequency: Tensor, energy: Tensor) -> list[dict[str, Any]]:
+    """The rows of latents.csv."""
+    norms = torch.linalg.vector_norm(sae.W_dec.detach(), dim=1).tolist()
+    names = ("latent", "frequency", "energy", "decoder_norm")
+    table = zip(range(sae.d_sae), frequency.tolist(), energy.tolist(), norms, strict=True)
+    return [dict(zip(names, row, strict=True)) for row in table]

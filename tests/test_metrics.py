@@ -92,7 +92,7 @@ def test_rsa_against_numpy_and_invariance() -> None:
     row = rsa(x, y)
     assert row["rsa_pearson"] == pytest.approx(np.corrcoef(a, b)[0, 1], abs=1e-5)
     order = [np.argsort(np.argsort(v)) for v in (a, b)]
-    assert row["rsa_spearman"] == pytest.approx(np.corrcoef(*order)[0, 1], abs=1e-4)
+    assert row["rsa_spearman"] == pytest.approx(np.corrcoef(order[0], order[1])[0, 1], abs=1e-4)
     assert rsa(x, x * 3 + 2)["rsa_pearson"] == pytest.approx(1, abs=1e-6)
     assert pearson(torch.ones(4), torch.arange(4.0)) == 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 from pathlib import Path
 
@@ -13,14 +14,14 @@ from safetensors.torch import load_file
 from saebench import activations
 from saebench.activations import DiskShards
 from saebench.config import InputError, RunConfig
-from saebench.pipeline import open_batches, open_stream, run
+from saebench.pipeline import Stream, open_batches, open_stream, run
 from saebench.runs import METRICS
 from saebench.saes import REGISTRY
 from tests.configs import run_config, sae_config
 
 SMALL = [
     "data.n_tokens=6400", "data.eval_tokens=1280", "data.seq_len=32", "data.stats_tokens=2048", "data.shard_tokens=1024",
-    "data.outlier_norm=1.5", "model.batch=16", "sae.d_sae=64", "train.batch_size=256", "train.window_tokens=2048",
+    "data.outlier_norm=1.15", "model.batch=16", "sae.d_sae=64", "train.batch_size=256", "train.window_tokens=2048",
     "train.importance_tokens=1024", "train.log_every=5", "evaluate.sizes=[0.25]", "evaluate.rules=[energy]",
     "evaluate.budgets=[2]", "evaluate.ce_tokens=256", "evaluate.ce_views=5", "evaluate.rsa_tokens=64",
     "evaluate.threshold_tokens=512",
@@ -51,24 +52,55 @@ def test_stream_and_disk_give_the_same_weights_and_metrics(tmp_path: Path) -> No
     assert not list((tmp_path / "b" / "activations").glob("*/shard-*"))
 
 
-def test_batches_are_a_pure_function_of_the_step_and_visit_every_row_once(tmp_path: Path) -> None:
-    cfg = small(tmp_path)
-    stream = open_stream(cfg)
-    batches = open_batches(cfg, stream)
-    every = list(batches.between(0, 20))
-    later = list(batches.between(13, 20))
-    assert all(torch.equal(a, b) for a, b in zip(every[13:], later, strict=True))
-    rows = sum(stream.stats.summary["rows"])
-    assert rows == 6400 // 32 * 31 - separators(stream)
-    one_epoch = torch.cat(every)[: rows // 256 * 256].float()
-    assert len(one_epoch.unique(dim=0)) > 0.99 * 20 * 256
-    other = open_batches(small(tmp_path, "train.order_seed=1"), stream)
-    assert not torch.equal(next(other.between(0, 1)), every[0])
+class Numbered:
+    """Shards whose rows are numbers, all different."""
+
+    def __init__(self, rows: list[int]) -> None:
+        ends = torch.tensor(rows).cumsum(0).tolist()
+        self.parts = [torch.arange(end - n, end).unsqueeze(1) for n, end in zip(rows, ends, strict=True)]
+
+    def read(self, i: int) -> Numbered:
+        self.chosen = self.parts[i]
+        return self
+
+    def rows(self) -> torch.Tensor:
+        return self.chosen
 
 
-def separators(stream: object) -> int:
+def test_batches_are_a_pure_function_of_the_step_and_visit_every_row_once() -> None:
+    rows = [100, 90, 100, 95, 40]
+
+    def batches(order_seed: int = 0) -> activations.Batches:
+        return activations.Batches(Numbered(rows), rows, 16, 200, order_seed)  # pyright: ignore[reportArgumentType]
+
+    every = list(batches().between(0, 60))
+    assert all(torch.equal(a, b) for a, b in zip(every[13:], batches().between(13, 60), strict=True))
+    windows = list(itertools.islice(batches().windows(), 3))
+    epoch = sum(w.steps for w in windows)
+    assert sorted(i for w in windows for i in w.shards) == [0, 1, 2, 3, 4]
+    first = torch.cat(every[:epoch]).flatten().tolist()
+    assert len(set(first)) == len(first) == epoch * 16
+    assert len(first) > sum(rows) - 3 * 16
+    second = torch.cat(every[epoch : epoch + 5]).flatten().tolist()
+    assert len(set(second)) == len(second)
+    assert set(second) & set(first)
+    assert not torch.equal(next(batches(1).between(0, 1)), every[0])
+
+
+def test_an_epoch_without_a_whole_batch_is_refused() -> None:
+    empty = activations.Batches(Numbered([10]), [10], 16, 200, 0)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match=r"train\.batch_size=16: an epoch has 10 tokens"):
+        list(empty.between(0, 1))
+
+
+def test_only_ordinary_tokens_are_rows(tmp_path: Path) -> None:
+    stream = open_stream(small(tmp_path))
+    assert sum(stream.stats.summary["rows"]) == 6400 // 32 * 31 - separators(stream)
+
+
+def separators(stream: Stream) -> int:
     """Separators within blocks of the training split."""
-    store = stream.store  # pyright: ignore[reportAttributeAccessIssue]
+    store = stream.store
     tokens = store.blocks("train", range(store.n_blocks("train"))).tokens
     return int(store.special(tokens)[:, 1:].sum())
 
@@ -209,7 +241,8 @@ def test_splicing_x_itself_recovers_everything(tmp_path: Path) -> None:
     """With an identity in place of an SAE, the spliced cross-entropy equals the clean one."""
     cfg = small(tmp_path, "data.dtype=float32", "sae=relu", "sae.d_sae=256")
     stream = open_stream(cfg)
-    from saebench.evaluate import Evaluation, Subject, evaluate
+    from saebench.evaluate import evaluate
+    from saebench.heldout import HeldOut, Subject
     from saebench.saes import build
 
     sae = build(cfg.sae, stream.stats, 0).requires_grad_(False)
@@ -219,8 +252,8 @@ def test_splicing_x_itself_recovers_everything(tmp_path: Path) -> None:
         sae.W_dec.copy_(torch.cat([eye, -eye]))
     importance = {name: torch.ones(256).double() for name in ("energy", "frequency", "decoder_norm")}
     subject = Subject("identity", sae, importance, {2: 0.5}, cfg.evaluate)
-    evaluation = Evaluation(stream.lm(), stream.store, stream.stats, cfg.evaluate, "float32")
-    row = evaluate(evaluation, [subject])["identity"][0]
+    heldout = HeldOut(stream.lm(), stream.store, stream.stats, cfg.evaluate, "float32")
+    row = evaluate(heldout, [subject])["identity"][0]
     assert row["fvu"] < 1e-10
     assert row["ce_sae"] == pytest.approx(row["ce_clean"], abs=1e-5)
     assert abs(row["kl"]) < 1e-6

@@ -1,0 +1,147 @@
+"""The held-out tokens as evaluation sees them, and the SAEs under evaluation with their views."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saebench.activations import DTYPES, ActivationStats
+from saebench.config import EvaluateConfig, InputError
+from saebench.data import TokenStore
+from saebench.lm import LM
+from saebench.metrics import Moments
+from saebench.progress import Progress
+from saebench.saes import SAE
+from saebench.saes.base import Normalised
+from saebench.sparse import SparseLatents
+from saebench.views import View, kept_latents, latents_of, list_views
+
+GROUPS = ("typical", "outlier")  # tokens of ordinary and of outlying norm; their sums add up to those of all tokens
+
+
+def add(sums: dict[Any, Any], key: Any, value: Any) -> None:
+    """Add a value to the sum under `key`."""
+    sums[key] = sums[key] + value if key in sums else value
+
+
+class Batch:
+    """Some tokens, cut into groups, with the document of each and whether it is in the RSA sample."""
+
+    def __init__(self, x: Tensor, outlier: Tensor, documents: Tensor, sampled: Tensor) -> None:
+        self.stored, self.outlier, self.sampled = x, outlier, sampled  # [n, d_in], [n], [n]
+        rows = {"typical": (~outlier).nonzero().squeeze(1), "outlier": outlier.nonzero().squeeze(1)}
+        self.groups = {name: index for name, index in rows.items() if len(index) > 0}
+        keys = documents.to(outlier.device) * 2 + outlier.long()  # [n]
+        found, self.inverse = keys.unique(return_inverse=True)
+        self.keys = [(key // 2, GROUPS[key % 2]) for key in found.tolist()]
+
+    @property
+    def x(self) -> Tensor:
+        """The activations in float32: [n, d_in]."""
+        return self.stored.float()
+
+    def mask(self, group: str) -> Tensor:
+        """[n] (bool): the tokens of a group."""
+        return self.outlier if group == "outlier" else ~self.outlier
+
+    def add_by_document(self, sums: dict[Any, Any], values: Tensor) -> None:
+        """Add per-token values [n] or [n, c] to sums by (document, group)."""
+        table = values.new_zeros(len(self.keys), *values.shape[1:]).index_add(0, self.inverse, values)
+        for key, row in zip(self.keys, table.cpu(), strict=True):
+            add(sums, key, row)
+
+
+class HeldOut:
+    """The held-out tokens, their activations (kept in the cache's dtype), and the sums over x that all views share."""
+
+    def __init__(self, lm: LM, store: TokenStore, stats: ActivationStats, cfg: EvaluateConfig, dtype: str) -> None:
+        self.lm, self.store, self.stats, self.cfg, self.dtype = lm, store, stats, cfg, DTYPES[dtype]
+        self.centre = stats.mean.float().to(lm.device)
+        self.tokens = store.n_blocks("heldout") * store.seq_len
+        self.batches = list(self.collect())
+        self.moments: dict[str, Moments] = {}
+        self.totals: dict[tuple[int, str], float] = {}  # by document and group: sum |x - centre|^2
+        for batch in self.batches:
+            for group, rows in batch.groups.items():
+                add(self.moments, group, Moments.of(batch.x[rows] - self.centre))
+            batch.add_by_document(self.totals, (batch.x - self.centre).square().sum(1, dtype=torch.float64))
+        if "typical" not in self.moments:
+            raise InputError("data.eval_tokens: no held-out token is left to measure; raise it")
+        self.sample = torch.cat([b.x[b.sampled] for b in self.batches])  # [rsa_tokens, d_in]
+        self.sample_typical = torch.cat([~b.outlier[b.sampled] for b in self.batches])  # [rsa_tokens]
+
+    def blocks(self, tokens: int, per_batch: int) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """Held-out tokens and documents [b, t] with the position of the first token, for about `tokens` tokens."""
+        size = max(1, per_batch // self.store.seq_len)
+        last = min(self.store.n_blocks("heldout"), -(-tokens // self.store.seq_len))
+        for start in range(0, last, size):
+            blocks = self.store.blocks("heldout", range(start, min(start + size, last)))
+            yield blocks.tokens, blocks.documents, start * self.store.seq_len
+
+    @torch.no_grad()
+    def collect(self) -> Iterator[Batch]:
+        """Run the language model's lower half over every held-out token, once."""
+        generator = torch.Generator().manual_seed(self.cfg.seed)
+        sampled = torch.zeros(self.tokens, dtype=torch.bool)
+        sampled[torch.randperm(self.tokens, generator=generator)[: self.cfg.rsa_tokens]] = True
+        with Progress(self.tokens, "tokens", "held-out activations") as progress:
+            for tokens, documents, first in self.blocks(self.tokens, self.cfg.batch):
+                ordinary = ~self.store.special(tokens)  # [b, t]
+                x = self.lm.activations(tokens).to(self.dtype)[ordinary.to(self.lm.device)]  # [n, d_in]
+                chosen = sampled[first : first + tokens.numel()].view_as(tokens)[ordinary]
+                yield Batch(x, self.stats.outliers(x), documents[ordinary], chosen.to(x.device))
+                progress.advance(tokens.numel())
+
+
+@dataclass
+class Measured:
+    """One view of one SAE with what was measured of it."""
+
+    view: View
+    keep: Tensor  # [d_sae] (bool)
+    threshold: float | None
+    rows: dict[str, dict[str, float]] = field(
+        default_factory=dict
+    )  # reconstruction metrics, for all and typical tokens
+    ce: dict[str, Tensor] = field(default_factory=dict)  # by group: [2] sums of cross-entropy and KL
+    documents: dict[tuple[int, str], Tensor] = field(default_factory=dict)  # [4] tokens, residual, CE tokens, CE
+
+
+class Subject:
+    """An SAE under evaluation and its views, given its importance per latent and the thresholds of its budgets."""
+
+    def __init__(
+        self, name: str, sae: SAE, importance: dict[str, Tensor], thresholds: dict[int, float], cfg: EvaluateConfig
+    ) -> None:
+        self.name, self.sae = name, sae
+        self.views: list[Measured] = []
+        for view in list_views(sae, cfg):
+            keep = kept_latents(view, sae, importance, cfg.seed).to(sae.W_dec.device)
+            tuned = view.kind == "budget" and view.mode == "threshold"
+            self.views.append(Measured(view, keep, thresholds[view.budget or 0] if tuned else None))
+        self.ce_views = choose(self.views, cfg.ce_views)
+
+    def reconstruct(
+        self, x: Tensor, views: list[Measured]
+    ) -> Iterator[tuple[Measured, Tensor, SparseLatents, Normalised]]:
+        """For each view: the reconstruction of x [n, d_in], its latents, and the normalisation of x."""
+        seen = self.sae.normalise(x)
+        acts = self.sae.acts(seen.x)  # [n, d_sae]
+        for measured in views:
+            latents = latents_of(measured.view, self.sae, acts, measured.keep, measured.threshold)
+            yield measured, seen.undo(self.sae.decode(latents)), latents, seen
+
+
+def choose(views: list[Measured], most: int) -> list[Measured]:
+    """At most `most` views for the cross-entropy: the full ones first, then prefixes, budgets and prunings in turn."""
+    groups: dict[str, list[Measured]] = {"full": [], "prefix": [], "budget": [], "pruned": []}
+    for measured in views:
+        groups[measured.view.kind].append(measured)
+    turns = zip_longest(groups["prefix"], groups["budget"], groups["pruned"])
+    rest = [m for turn in turns for m in turn if m is not None]
+    return (groups["full"] + rest)[:most]

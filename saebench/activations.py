@@ -20,7 +20,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from saebench.config import DataConfig, InputError, RunConfig
+from saebench.checks import InputError
+from saebench.config import DataConfig, RunConfig
 from saebench.data import TokenStore
 from saebench.lm import LM
 from saebench.progress import Progress, say

@@ -17,7 +17,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from saebench.config import SAE_VARIANTS, InputError, RunConfig
+from saebench.checks import InputError
+from saebench.config import RunConfig
+from saebench.sae_configs import SAE_VARIANTS
 
 
 def conf_folder() -> Path:

@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from saebench import textfiles
-from saebench.config import DataConfig, InputError, require
+from saebench.checks import InputError, require
+from saebench.config import DataConfig
 from saebench.progress import Progress
 from saebench.store import key_of, read_json, stage, write_json
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from saebench.activations import DTYPES, ActivationStats
-from saebench.config import EvaluateConfig, InputError
+from saebench.checks import InputError
+from saebench.config import EvaluateConfig
 from saebench.data import TokenStore
 from saebench.lm import LM
 from saebench.metrics import Moments

@@ -17,7 +17,8 @@ from typing import Any, NoReturn, cast
 import torch
 from torch import Tensor, nn
 
-from saebench.config import SITES, InputError, ModelConfig, require
+from saebench.checks import InputError, require
+from saebench.config import SITES, ModelConfig
 from saebench.progress import say
 from saebench.store import checksum, read_json
 

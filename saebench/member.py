@@ -90,7 +90,7 @@ class Member:
 
 
 def compiled(sae: SAE, choice: str) -> Callable[[Tensor, float, Tensor | None], Step]:
-    """The SAE's loss, through torch.compile with compile=on; a function of its own for each member.
+    """The SAE's loss, through torch.compile with compile=on (auto: not, until measured); a function of its own for each member.
 
     One compiled function shared by members of many shapes would fall back to eager after eight recompilations.
     """

@@ -25,7 +25,8 @@ from saebench.activations import (
     open_shards,
     open_stats,
 )
-from saebench.config import InputError, RunConfig, as_dict
+from saebench.checks import InputError
+from saebench.config import RunConfig, as_dict
 from saebench.data import TokenStore, token_inputs, tokenise
 from saebench.evaluate import evaluate
 from saebench.heldout import HeldOut, Subject

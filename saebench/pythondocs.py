@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from saebench.config import InputError
+from saebench.checks import InputError
 
 MIN_CHARS = 200  # a shorter document is dropped
 MIN_REPEAT = 40  # characters; a shorter paragraph may come twice ("Example:")

@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from saebench.config import InputError
+from saebench.checks import InputError
 from saebench.progress import say
 
 PACKAGES = ("saebench", "torch", "transformers", "numpy")

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from saebench.config import require
+from saebench.checks import require
 from saebench.progress import Progress, say
 from saebench.store import write_text
 

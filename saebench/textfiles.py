@@ -19,7 +19,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from saebench.config import DataConfig, InputError, require
+from saebench.checks import InputError, require
+from saebench.config import DataConfig
 
 BUFFER = 10_000  # documents shuffled together,
 BUFFER_CHARS = 1 << 28  # or fewer if they are long

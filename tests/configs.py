@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from saebench.compose import load
-from saebench.config import RunConfig, SAEConfig
+from saebench.config import RunConfig
+from saebench.sae_configs import SAEConfig
 from saebench.saes import Stats
 
 

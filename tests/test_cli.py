@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from saebench.checks import InputError
 from saebench.cli.main import main
 from saebench.compose import load, load_sweep
-from saebench.config import InputError
 from tests.configs import run_config
 
 WRONG = {

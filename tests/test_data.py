@@ -23,7 +23,8 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 from saebench import data, pythondocs, textfiles
-from saebench.config import DataConfig, InputError
+from saebench.checks import InputError
+from saebench.config import DataConfig
 from saebench.data import TokenStore, token_inputs, tokenise
 
 WORDS = [f"w{i}" for i in range(300)]

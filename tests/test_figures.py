@@ -9,13 +9,14 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
 
-from saebench.config import SAE_VARIANTS, InputError
+from saebench.checks import InputError
 from saebench.figures import FIGURES, draw_figures
 from saebench.figures.curves import latent_importance, training_curves
 from saebench.figures.data import Group, facet_of, pages, read_groups
 from saebench.figures.size import RULES, against_size, pruning_rules
 from saebench.figures.sparsity import against_l0
 from saebench.figures.style import LOOKS, look
+from saebench.sae_configs import SAE_VARIANTS
 from saebench.tables import write_tables
 from tests.synthetic_runs import BUDGETS, SHARES, VARIANTS, write_run
 

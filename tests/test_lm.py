@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from saebench import splice
-from saebench.config import SITES, InputError
+from saebench.checks import InputError
+from saebench.config import SITES
 from saebench.lm import describe, load_lm, load_tokenizer, resolve_device, resolve_dtype, special_ids
 from tests.tiny_models import (
     LAYERS,

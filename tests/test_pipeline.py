@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from saebench import activations
 from saebench.activations import DiskShards
-from saebench.config import InputError, RunConfig
+from saebench.checks import InputError
+from saebench.config import RunConfig
 from saebench.pipeline import Stream, open_batches, open_stream, run
 from saebench.runs import METRICS
 from saebench.saes import REGISTRY

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from saebench import pythondocs
-from saebench.config import InputError
+from saebench.checks import InputError
 from saebench.pythondocs import MIN_CHARS, MIN_REPEAT, docstrings, documents, fingerprint, normalised, without_repeats
 
 SOURCE = '''

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from saebench.config import InputError
+from saebench.checks import InputError
 from saebench.member import Member
 from saebench.metrics import Moments
 from saebench.pipeline import TRAIN_NUMERICS

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from saebench.config import InputError
+from saebench.checks import InputError
 from saebench.store import is_done, key_of, lock, stage
 
 

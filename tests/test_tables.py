@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from saebench.config import InputError
+from saebench.checks import InputError
 from saebench.tables import PLACE, missing, read_table, result_table, sparsity, thin, write_tables
 from tests.synthetic_runs import write_run
 

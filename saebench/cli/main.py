@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from saebench import __version__
-from saebench.config import InputError
+from saebench.checks import InputError
 
 app = typer.Typer(
     name="saebench",

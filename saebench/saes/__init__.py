@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saebench.config import SAEConfig
+from saebench.sae_configs import SAEConfig
 from saebench.saes.base import SAE, Stats, Step
 from saebench.saes.batchtopk import BatchTopK
 from saebench.saes.hierarchical import Hierarchical

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from saebench.config import SAEConfig
 from saebench.optim import normalise_rows
+from saebench.sae_configs import SAEConfig
 from saebench.select import row_topk
 from saebench.sparse import SparseLatents, attach_encoder, nested_loss
 

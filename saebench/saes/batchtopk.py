@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from saebench.config import BatchTopKConfig, InputError
+from saebench.checks import InputError
+from saebench.sae_configs import BatchTopKConfig
 from saebench.saes.base import SAE, Stats, Step
 from saebench.select import batch_topk_latents, threshold_latents
 from saebench.sparse import SparseLatents

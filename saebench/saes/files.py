@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from saebench.config import SAE_VARIANTS, InputError
+from saebench.checks import InputError
+from saebench.sae_configs import SAE_VARIANTS
 from saebench.saes import SAE, Stats, build
 from saebench.store import read_json, write_json
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from saebench.config import HierarchicalConfig
+from saebench.sae_configs import HierarchicalConfig
 from saebench.saes.base import SAE, Step
 from saebench.select import topk_latents
 from saebench.sparse import SparseLatents

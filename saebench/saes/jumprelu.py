@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from saebench.config import JumpReLUConfig
+from saebench.sae_configs import JumpReLUConfig
 from saebench.saes.base import SAE, Stats, Step
 from saebench.sparse import SparseLatents
 

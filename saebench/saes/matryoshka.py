@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from saebench.config import MatryoshkaConfig
+from saebench.sae_configs import MatryoshkaConfig
 from saebench.saes.base import SAE, Stats, Step
 from saebench.saes.batchtopk import UNSET, batch_rule, moved
 from saebench.select import batch_topk_latents

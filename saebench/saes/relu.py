@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from saebench.config import ReLUConfig
+from saebench.sae_configs import ReLUConfig
 from saebench.saes.base import SAE, Stats, Step
 from saebench.sparse import SparseLatents
 

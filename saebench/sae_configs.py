@@ -1,0 +1,155 @@
+"""The configuration of each SAE variant; conf/sae/ holds the numbers, saes/ the code.
+
+It stands apart from the code because that imports torch, and a wrong key is to be reported before the heavy libraries load.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from saebench.checks import at_least, one_of, require, share
+
+
+@dataclass
+class SAEConfig:
+    """What every variant has; one subclass per variant below, one file per variant in saes/."""
+
+    name: str
+    d_sae: int
+    input: str  # dataset: centred and scaled by the training set's statistics; token: each token standardised; none
+    aux_weight: float  # weight of AuxK (dead latents reconstruct the residual); 0 turns it off
+    aux_k: int  # at most this many dead latents take part
+    dead_tokens: int  # a latent is dead when it has not fired for so many tokens
+
+    def __post_init__(self) -> None:
+        at_least("sae.d_sae", self.d_sae, 1)
+        one_of("sae.input", self.input, ("dataset", "token", "none"))
+        at_least("sae.aux_weight", self.aux_weight, 0)
+        at_least("sae.aux_k", self.aux_k, 1)
+        at_least("sae.dead_tokens", self.dead_tokens, 1)
+
+
+@dataclass
+class ReLUConfig(SAEConfig):
+    """saes/relu.py."""
+
+    l1: float  # coefficient of sum_i z_i |W_dec_i|
+    target_l0: float | None  # the coefficient is steered towards this mean L0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("sae.l1", self.l1, 0)
+        check_target(self)
+
+
+@dataclass
+class JumpReLUConfig(SAEConfig):
+    """saes/jumprelu.py."""
+
+    l0: float  # coefficient of the L0 penalty
+    target_l0: float | None  # penalise (L0 / target - 1)^2 in place of L0
+    bandwidth: float  # of the straight-through rectangle, in units of pre-activations
+    threshold: float  # initial, in units of pre-activations
+    threshold_lr: float  # thresholds learn at this multiple of the learning rate
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("sae.l0", self.l0, 0)
+        require(self.bandwidth > 0, f"sae.bandwidth={self.bandwidth}: must be positive")
+        require(self.threshold > 0, f"sae.threshold={self.threshold}: must be positive")
+        require(self.threshold_lr > 0, f"sae.threshold_lr={self.threshold_lr}: must be positive")
+        check_target(self)
+
+
+@dataclass
+class TopKConfig(SAEConfig):
+    """saes/topk.py."""
+
+    k: int  # latents per token
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_k(self)
+
+
+@dataclass
+class BatchTopKConfig(SAEConfig):
+    """saes/batchtopk.py."""
+
+    k: int  # latents per token, on average over the batch
+    threshold_decay: float  # of the running mean of the batch's smallest kept activation
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_k(self)
+        share("sae.threshold_decay", self.threshold_decay)
+
+
+@dataclass
+class MatryoshkaConfig(SAEConfig):
+    """saes/matryoshka.py."""
+
+    k: int  # latents per token, on average over the batch
+    threshold_decay: float  # of the running mean of the batch's smallest kept activation
+    prefixes: list[int] | None  # dictionary sizes, rising, the last d_sae; None: prefix_shares of d_sae
+    prefix_shares: list[float]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_k(self)
+        share("sae.threshold_decay", self.threshold_decay)
+        if self.prefixes is None:
+            self.prefixes = [max(1, round(s * self.d_sae)) for s in self.prefix_shares]
+        p = self.prefixes
+        rising = all(a < b for a, b in pairwise(p)) and p[:1] > [0]
+        require(rising, f"sae.prefixes={p}: must rise, beginning at 1 or more")
+        require(p[-1] == self.d_sae, f"sae.prefixes={p}: must end at sae.d_sae={self.d_sae}")
+
+
+@dataclass
+class HierarchicalConfig(SAEConfig):
+    """saes/hierarchical.py."""
+
+    k: int  # the largest budget K
+    budgets: str  # all: 1..K; powers: 1, 2, 4, ... K; or numbers parted by commas, ending at K
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_k(self)
+        self.budget_list()
+
+    def budget_list(self) -> list[int]:
+        """The set J of budgets, rising, ending at k. Raises InputError for anything else."""
+        if self.budgets == "all":
+            return list(range(1, self.k + 1))
+        if self.budgets == "powers":
+            return [2**i for i in range(self.k.bit_length()) if 2**i < self.k] + [self.k]
+        parts = [p.strip() for p in self.budgets.split(",")]
+        require(all(p.isdigit() for p in parts), f"sae.budgets={self.budgets}: give all, powers or numbers")
+        numbers = [int(p) for p in parts]
+        rising = numbers[0] >= 1 and all(a < b for a, b in pairwise(numbers))
+        require(rising and numbers[-1] == self.k, f"sae.budgets={self.budgets}: must rise and end at sae.k={self.k}")
+        return numbers
+
+
+SAE_VARIANTS: dict[str, type[SAEConfig]] = {
+    "relu": ReLUConfig,
+    "jumprelu": JumpReLUConfig,
+    "topk": TopKConfig,
+    "batchtopk": BatchTopKConfig,
+    "matryoshka": MatryoshkaConfig,
+    "hierarchical": HierarchicalConfig,
+}
+
+
+def check_k(cfg: TopKConfig | BatchTopKConfig | MatryoshkaConfig | HierarchicalConfig) -> None:
+    """Raise InputError unless k lies in [1, d_sae]."""
+    at_least("sae.k", cfg.k, 1)
+    require(cfg.k <= cfg.d_sae, f"sae.k={cfg.k}: cannot exceed sae.d_sae={cfg.d_sae}")
+
+
+def check_target(cfg: ReLUConfig | JumpReLUConfig) -> None:
+    """Raise InputError unless target_l0 is None or lies in (0, d_sae]."""
+    ok = cfg.target_l0 is None or 0 < cfg.target_l0 <= cfg.d_sae
+    require(ok, f"sae.target_l0={cfg.target_l0}: must lie above 0 and not exceed sae.d_sae={cfg.d_sae}")

@@ -73,7 +73,8 @@ def test_tuned_thresholds_hit_their_mean_l0(variant: str) -> None:
         view = View("budget", sae.d_sae, "threshold", budget=j)
         acts = sae.acts(sae.normalise(x).x)
         latents = latents_of(view, sae, acts, torch.ones(sae.d_sae, dtype=torch.bool), threshold)
-        assert len(latents.values) == pytest.approx(j * len(x), abs=j + 1)
+        reachable = min(j * len(x), int((acts > 0).sum()))
+        assert len(latents.values) == pytest.approx(reachable, abs=j + 1)
 
 
 def test_prune_then_select_scales_k() -> None:

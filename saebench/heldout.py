@@ -139,10 +139,18 @@ class Subject:
 
 
 def choose(views: list[Measured], most: int) -> list[Measured]:
-    """At most `most` views for the cross-entropy: the full ones first, then prefixes, budgets and prunings in turn."""
-    groups: dict[str, list[Measured]] = {"full": [], "prefix": [], "budget": [], "pruned": []}
+    """At most `most` views for the cross-entropy: the full ones, then prefixes, budgets and prunings in turn.
+
+    Within each kind all sizes come in one order and mode before the next: select_then_prune and the token's largest first.
+    """
+    kinds: dict[str, list[Measured]] = {"full": [], "prefix": [], "budget": [], "pruned": []}
     for measured in views:
-        groups[measured.view.kind].append(measured)
-    turns = zip_longest(groups["prefix"], groups["budget"], groups["pruned"])
+        kinds[measured.view.kind].append(measured)
+    rules = list(dict.fromkeys(m.view.rule for m in views))
+    for kind in ("prefix", "budget", "pruned"):
+        kinds[kind].sort(
+            key=lambda m: (rules.index(m.view.rule), m.view.order != "select_then_prune", m.view.mode != "topk")
+        )
+    turns = zip_longest(kinds["prefix"], kinds["budget"], kinds["pruned"])
     rest = [m for turn in turns for m in turn if m is not None]
-    return (groups["full"] + rest)[:most]
+    return (kinds["full"] + rest)[:most]

@@ -96,7 +96,7 @@ def test_every_yaml_composes(path: Path) -> None:
         return
     if group.startswith("experiment"):
         option = str(path.relative_to("conf/experiment").with_suffix(""))
-        assert load_sweep([f"experiment={option}"])
+        assert load_sweep([f"experiment={option}", "data.path=x", "model.path=x"])
         return
     needs = {"model": ["model.path=x", "model.layer=0"], "data": ["data.path=x"]}.get(group, [])
     chosen = getattr(load([f"{group}={name}", *needs]), group)

@@ -32,7 +32,6 @@ from saebench.evaluate import evaluate
 from saebench.heldout import HeldOut, Subject
 from saebench.lm import LM, check_seq_len, describe, load_lm, load_tokenizer, resolve_device, resolve_dtype, special_ids
 from saebench.member import Member
-from saebench.progress import say
 from saebench.runs import METRICS, read_latents, write_csv
 from saebench.saes.files import load_sae, save_sae
 from saebench.store import finish, is_done, key_of, lock, open_partial, stage, versions, write_json, write_text
@@ -83,9 +82,13 @@ def run_folder(cfg: RunConfig, stream: Stream) -> Path:
 
 
 def run(configs: Sequence[RunConfig], evaluate_only: bool = False) -> list[Path]:
-    """Train (unless evaluate_only) and evaluate every run that is not done; returns the run folders in the given order."""
+    """Train (unless evaluate_only) and evaluate every run that is not done; returns the run folders in the given order.
+
+    Raises InputError, after the others are done, if the loss of a run stopped being finite.
+    """
     check_outputs(configs)
     folders: dict[int, Path] = {}
+    failed: list[str] = []
     for gang in gangs(configs):
         stream = open_stream(configs[gang[0]])
         mine = {i: run_folder(configs[i], stream) for i in gang}
@@ -98,8 +101,15 @@ def run(configs: Sequence[RunConfig], evaluate_only: bool = False) -> list[Path]
                 f"{len(gang) - len(trained)} of these runs are not trained yet; run `saebench train` first"
             )
         evaluate_gang([configs[i] for i in trained], [mine[i] for i in trained], stream)
-        if len(trained) < len(gang):
-            say(f"{len(gang) - len(trained)} of {len(gang)} runs failed; the others are done")
+        failed += [
+            f"{mine[i].name} (train.lr={configs[i].train.learning_rate(configs[i].sae.d_sae):g})"
+            for i in gang
+            if i not in trained
+        ]
+    if failed:
+        raise InputError(
+            f"train.lr: the loss of {', '.join(failed)} became NaN or inf, so nothing was saved; lower it; other runs are done"
+        )
     return [folders[i] for i in range(len(configs))]
 
 

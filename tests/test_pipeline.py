@@ -260,3 +260,11 @@ def test_splicing_x_itself_recovers_everything(tmp_path: Path) -> None:
     assert abs(row["kl"]) < 1e-6
     assert row["recovered_zero"] == pytest.approx(1, abs=1e-5)
     assert not math.isnan(row["rsa_pearson"])
+
+
+def test_a_loss_that_is_not_finite_fails_that_run_alone(tmp_path: Path) -> None:
+    good, bad = small(tmp_path), small(tmp_path, "sae=relu", "train.lr=1e38")
+    with pytest.raises(InputError, match=r"train\.lr: the loss of relu-.* became NaN or inf"):
+        run([good, bad])
+    assert [p.name.split("-")[0] for p in (tmp_path / "runs").iterdir()] == ["topk"]
+    assert run([good])[0].is_dir()

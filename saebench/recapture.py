@@ -29,7 +29,6 @@ class Recapture:
         with Progress(total, "tokens", f"recaptured LM loss of {passes} reconstructions") as progress:
             for tokens, documents, _ in batches:
                 self.splice(tokens, documents, subjects, progress)
-                progress.advance(0)
 
     def splice(self, tokens: Tensor, documents: Tensor, subjects: list[Subject], progress: Progress) -> None:
         """Add one batch of tokens [b, t] to the sums."""

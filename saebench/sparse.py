@@ -76,9 +76,9 @@ class SparseLatents:
         return running[self.offsets[1:]] - running[self.offsets[:-1]]
 
     def fired(self) -> Tensor:
-        """[d_sae]: whether each latent is active in any row."""
-        hits = torch.zeros(self.d_sae, dtype=torch.bool, device=self.indices.device)
-        return hits.index_fill_(0, self.indices[self.values > 0], True)
+        """[d_sae]: whether each latent is active in any row; without synchronising with the host."""
+        hits = torch.zeros(self.d_sae, dtype=torch.int32, device=self.indices.device)
+        return hits.scatter_reduce_(0, self.indices, (self.values > 0).int(), "amax") > 0
 
     def kept(self, keep: Tensor) -> SparseLatents:
         """Only the entries whose latent is in `keep` [d_sae] (bool)."""

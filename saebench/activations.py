@@ -85,6 +85,7 @@ class DiskShards(Shards):
 
     def read(self, i: int, progress: Progress | None = None) -> Shard:
         tensors = load_file(shard_file(self.path, i))
+        check_finite(tensors["x"], tensors["special"], i)  # a damaged file must not reach a kernel
         return Shard(tensors["x"], tensors["tokens"].long(), tensors["documents"].long(), tensors["special"])
 
 
@@ -99,8 +100,8 @@ def check_finite(x: Tensor, special: Tensor, shard: int) -> None:
     if bool(bad.any()):
         block, position = (int(v) for v in bad.nonzero()[0])
         raise InputError(
-            f"activations: NaN or inf in shard {shard}, block {block}, token {position}; "
-            "try model.dtype=float32 (some models overflow in lower precision)"
+            f"activations: NaN or inf in shard {shard}, block {block}, token {position}; if it is so from the start, try "
+            "model.dtype=float32 (some models overflow in lower precision); if not, the cached file is damaged: remove it"
         )
 
 
@@ -228,8 +229,16 @@ class Window(NamedTuple):
 class Batches:
     """batch s of activations [batch_size, d_in] for s = 0, 1, ...; rows that do not fill a window's last batch are left out."""
 
-    def __init__(self, shards: Shards, rows: list[int], batch_size: int, window_tokens: int, order_seed: int) -> None:
-        self.shards, self.rows = shards, rows
+    def __init__(
+        self,
+        shards: Shards,
+        rows: list[int],
+        batch_size: int,
+        window_tokens: int,
+        order_seed: int,
+        pinned: bool = False,
+    ) -> None:
+        self.shards, self.rows, self.pinned = shards, rows, pinned  # pinned: in memory that a GPU reads directly
         self.batch_size, self.window_tokens, self.order_seed = batch_size, window_tokens, order_seed
 
     @cached_property
@@ -259,7 +268,8 @@ class Batches:
     def load(self, window: Window) -> Tensor:
         """The window's activations, shuffled: [rows, d_in]."""
         x = torch.cat([self.shards.read(i).rows() for i in window.shards])
-        return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(window.seed))]
+        x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(window.seed))]
+        return x.pin_memory() if self.pinned else x
 
     def between(self, start: int, stop: int) -> Iterator[Tensor]:
         """Batches start, start + 1, ..., stop - 1; the next window is loaded in the background."""

@@ -13,7 +13,7 @@ from typing import Any
 from saebench.checks import at_least, one_of, require, share
 
 SITES = ("resid_pre", "resid_post", "mlp_out", "attn_out")
-RULES = ("energy", "frequency", "norm_energy", "random")
+RULES = ("energy", "frequency", "norm_energy", "decoder_norm", "random", "unsorted")
 ORDERS = ("select_then_prune", "prune_then_select")
 
 
@@ -100,6 +100,7 @@ class TrainConfig:
     window_tokens: int  # activations shuffled together in memory
     log_every: int  # steps
     importance_tokens: int  # training tokens over which each latent's frequency and energy are measured at the end
+    precision: str  # of products, float32 or bfloat16 (weights and sums stay float32); auto: bfloat16 on a GPU
 
     def __post_init__(self) -> None:
         for key in ("batch_size", "log_every", "importance_tokens"):
@@ -115,6 +116,11 @@ class TrainConfig:
         require(self.lr is None or self.lr > 0, f"train.lr={self.lr}: must be positive")
         require(self.lr_scale > 0, f"train.lr_scale={self.lr_scale}: must be positive")
         at_least("train.clip", self.clip, 0)
+        one_of("train.precision", self.precision, ("auto", "float32", "bfloat16"))
+
+    def resolve_precision(self, device: str) -> str:
+        """float32 or bfloat16 for a device type."""
+        return self.precision if self.precision != "auto" else ("bfloat16" if device == "cuda" else "float32")
 
     def learning_rate(self, d_sae: int) -> float:
         """train.lr, or else lr_scale * sqrt(16384 / d_sae) (Gao et al. 2024, section 3: lr falls as the root of the width)."""
@@ -161,6 +167,7 @@ class ExperimentConfig:
 
     name: str = ""
     grids: list[Any] = field(default_factory=list)
+    claims: list[str] = field(default_factory=list)  # files of conf/claims, judged by `saebench claims`
 
 
 @dataclass

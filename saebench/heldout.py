@@ -94,6 +94,11 @@ class HeldOut:
             for tokens, documents, first in self.blocks(self.tokens, self.cfg.batch):
                 ordinary = ~self.store.special(tokens)  # [b, t]
                 x = self.lm.activations(tokens).to(self.dtype)[ordinary.to(self.lm.device)]  # [n, d_in]
+                if not bool(x.isfinite().all()):
+                    last = first + tokens.numel()
+                    raise InputError(
+                        f"activations: NaN or inf among held-out tokens {first} to {last}; try model.dtype=float32"
+                    )
                 chosen = sampled[first : first + tokens.numel()].view_as(tokens)[ordinary]
                 yield Batch(x, self.stats.outliers(x), documents[ordinary], chosen.to(x.device))
                 progress.advance(tokens.numel())

@@ -2,98 +2,133 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from saebench.config import RunConfig
-from saebench.optim import adam, normalise_rows, remove_parallel, set_lr
+from saebench.memory import Late, Stopwatch
+from saebench.optim import Adam, remove_parallel
+from saebench.progress import say
 from saebench.saes import SAE, Stats, Step, build
 from saebench.schedules import lr_factor, sparsity_factor
 
-DEAD_EVERY = 16  # steps between looks at which latents are dead, so that a step does not wait for the device
+DEAD_EVERY = 16  # steps between looks at which latents are dead
+TWINS = ("W_enc", "W_dec")  # parameters with a bfloat16 copy in mixed precision
+
+
+class Pending(NamedTuple):
+    """A row of the log whose loss, FVU and L0 (`measured` [3]) are on their way from the device."""
+
+    step: int
+    tokens: int
+    measured: Late
+    dead: int
+    lr: float
+    tokens_per_s: float
 
 
 class Member:
-    """One run's training state; `step(x)` advances it by one batch of raw activations."""
+    """One run's training state; `step(x)` advances it by one batch of raw activations, `settle()` ends the log.
+
+    No step waits for the device: what is logged, and which latents are dead, is read one step later.
+    """
 
     def __init__(self, cfg: RunConfig, stats: Stats, device: torch.device) -> None:
         self.cfg, self.device = cfg, device
         self.sae: SAE = build(cfg.sae, stats, cfg.seed).to(device)
         self.lr = cfg.train.learning_rate(cfg.sae.d_sae)
-        self.optimizer = adam(self.sae, self.sae.lr_factors(), cfg.train)
+        self.optimizer = Adam(self.sae, cfg.train, self.sae.lr_factors())
+        self.mixed = cfg.train.resolve_precision(device.type) == "bfloat16"
+        if self.mixed:
+            self.sae.copies = {name: getattr(self.sae, name).detach().bfloat16() for name in TWINS}
+            self.optimizer.copies = self.sae.copies
         self.steps = max(1, cfg.train_tokens // cfg.train.batch_size)
         self.done = 0
         self.since_fired = torch.zeros(cfg.sae.d_sae, dtype=torch.int64, device=device)  # tokens
         self.dead: Tensor | None = None
+        self.silent: Late | None = None  # [d_sae] (bool), the latents found dead after the last step
         self.log: list[dict[str, Any]] = []
-        self.loss = compiled(self.sae, cfg.compile)
-        self.clock = time.monotonic()
+        self.pending: Pending | None = None
+        self.loss = compiled(self.sae, cfg.compile, device)
+        self.clock, self.watch = time.monotonic(), Stopwatch(device)
         self.failure: str | None = None
 
     def step(self, x: Tensor) -> None:
         """One optimiser step on activations x [n, d_in] as the model gave them."""
+        self.settle()
+        with self.watch:
+            self.advance(x)
+
+    def advance(self, x: Tensor) -> None:
+        """The step itself: loss, gradients, update, which latents fired, log."""
         seen = self.sae.normalise(x).x
-        if self.done % DEAD_EVERY == 0:
-            self.find_dead()
-        factor = sparsity_factor(self.cfg.sparsity, self.done, self.steps)
-        step = self.loss(seen, factor, self.dead)
-        self.optimizer.zero_grad(set_to_none=True)
-        step.loss.backward()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
+            step = self.loss(seen, sparsity_factor(self.cfg.sparsity, self.done, self.steps))
+            step.loss.backward()
+            if self.dead is not None and self.cfg.sae.aux_weight > 0:
+                step = step._replace(loss=step.loss + self.sae.aux_backward(seen, step.x_hat, self.dead))
         self.update()
-        self.since_fired = torch.where(step.latents.fired(), 0, self.since_fired + len(x))
+        self.since_fired = torch.where(step.fired, 0, self.since_fired + len(x))
+        if self.done % DEAD_EVERY == 0:
+            self.silent = Late(self.since_fired >= self.cfg.sae.dead_tokens)
         self.done += 1
         if self.done % self.cfg.train.log_every == 0 or self.done == self.steps:
             self.record(seen, step)
 
     def update(self) -> None:
-        """Projection, clipping, Adam at the scheduled rate, renormalisation of the decoder."""
-        W_dec = self.sae.W_dec
-        assert W_dec.grad is not None
-        remove_parallel(W_dec.grad, W_dec)
+        """Clipping, and Adam at the scheduled rate; the decoder's rows keep unit norm."""
         if self.cfg.train.clip > 0:
+            assert self.sae.W_dec.grad is not None
+            remove_parallel(self.sae.W_dec.grad, self.sae.W_dec)  # what the step ignores must not count
             torch.nn.utils.clip_grad_norm_(self.sae.parameters(), self.cfg.train.clip)
-        set_lr(self.optimizer, self.lr * lr_factor(self.cfg.train, self.done, self.steps))
-        self.optimizer.step()
-        normalise_rows(W_dec)
-
-    def find_dead(self) -> None:
-        """List the latents that have not fired for sae.dead_tokens tokens."""
-        dead = (self.since_fired >= self.cfg.sae.dead_tokens).nonzero().squeeze(1)  # [n_dead]
-        self.dead = dead if len(dead) > 0 else None
+        self.optimizer.step(self.lr * lr_factor(self.cfg.train, self.done, self.steps))
+        self.sae.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def record(self, x: Tensor, step: Step) -> None:
-        """Append a row to the log; a loss that is not finite marks the member as failed."""
-        now, tokens = time.monotonic(), self.done * self.cfg.train.batch_size
+        """Send loss, FVU and L0 on their way into the log."""
+        tokens = self.done * self.cfg.train.batch_size
         since = tokens - (self.log[-1]["tokens"] if self.log else 0)
-        loss = float(step.loss.detach())
-        variance = (x - x.mean(0)).square().sum()
-        self.log.append(
-            {
-                "step": self.done,
-                "tokens": tokens,
-                "loss": loss,
-                "fvu": float((x - step.x_hat).square().sum() / variance),
-                "l0": float((step.latents.values > 0).sum() / len(x)),
-                "dead": 0 if self.dead is None else len(self.dead),
-                "lr": self.lr * lr_factor(self.cfg.train, self.done - 1, self.steps),
-                "tokens_per_s": since / max(now - self.clock, 1e-9),
-            }
-        )
+        fvu = (x - step.x_hat).square().sum() / (x - x.mean(0)).square().sum()
+        now = time.monotonic()
+        measured = Late(torch.stack([step.loss.detach().float(), fvu, step.l0]))
+        dead = 0 if self.dead is None else len(self.dead)
+        lr = self.lr * lr_factor(self.cfg.train, self.done - 1, self.steps)
+        rate = since / max(now - self.clock, 1e-9)
         self.clock = now
-        if not torch.isfinite(step.loss):
-            self.failure = f"the loss became {loss} at step {self.done}; lower train.lr={self.lr:g}"
+        self.pending = Pending(self.done, tokens, measured, dead, lr, rate)
+
+    def settle(self) -> None:
+        """Read what the last step left to be read; a loss that is not finite marks the member as failed."""
+        if self.silent is not None:
+            dead = self.silent.read().nonzero().squeeze(1)  # [n_dead]
+            self.dead = dead.to(self.device, non_blocking=True) if len(dead) > 0 else None
+            self.silent = None
+        if self.pending is None:
+            return
+        row, self.pending = self.pending, None
+        loss, fvu, l0 = row.measured.read().tolist()
+        named = {"step": row.step, "tokens": row.tokens, "loss": loss, "fvu": fvu, "l0": l0}
+        own = {"dead": row.dead, "lr": row.lr, "tokens_per_s": row.tokens_per_s, "seconds": self.watch.seconds()}
+        self.log.append(named | own)
+        if not math.isfinite(loss):
+            self.failure = f"the loss became {loss} at step {row.step}; lower train.lr={self.lr:g}"
+            say(f"{self.cfg.sae.name}: {self.failure}")
 
 
-def compiled(sae: SAE, choice: str) -> Callable[[Tensor, float, Tensor | None], Step]:
-    """The SAE's loss, through torch.compile with compile=on (auto: not, until measured); a function of its own for each member.
+def compiled(sae: SAE, choice: str, device: torch.device, backend: str = "inductor") -> Callable[[Tensor, float], Step]:
+    """The SAE's loss, through torch.compile if its variant trains dense and `choice` is on, or auto on a GPU.
 
-    One compiled function shared by members of many shapes would fall back to eager after eight recompilations.
+    The top-k family has kernels of its own and nothing dense to fuse. Every member has a function of its own: one compiled
+    function shared by members of many shapes would fall back to eager after eight recompilations. The schedule's factor
+    goes in as a tensor, as a number would be compiled in and each of its values would be another function.
     """
-    if choice != "on":
+    if not sae.dense or choice == "off" or (choice == "auto" and device.type != "cuda"):
         return sae.loss
-    return torch.compile(sae.loss, dynamic=False)
+    loss: Callable[..., Step] = torch.compile(sae.loss, dynamic=False, backend=backend)
+    return lambda x, factor: loss(x, torch.tensor(factor))

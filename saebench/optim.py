@@ -1,23 +1,99 @@
-"""Adam with decoder rows of unit norm: the gradient's part along a row is removed before the step, the norm restored after."""
+"""Adam over an SAE's parameters, with decoder rows of unit norm.
+
+The gradient's part along a decoder row is removed before the step and the row's norm restored after it, in one pass over
+blocks of rows (on a GPU one kernel). Every matrix is seen latent by latent, [d_sae, d_in], whatever the parameter's shape.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
+from saebench import kernels
 from saebench.config import TrainConfig
 
-
-def adam(module: nn.Module, factors: dict[str, float], cfg: TrainConfig) -> torch.optim.Adam:
-    """torch's fused Adam; a parameter named in `factors` learns at that multiple of the learning rate (`set_lr`)."""
-    groups = [{"params": [p], "factor": factors.get(name, 1.0)} for name, p in module.named_parameters()]
-    return torch.optim.Adam(groups, betas=(cfg.beta1, cfg.beta2), fused=True)
+EPS = 1e-8
+BLOCK = 512  # rows in a pass on a CPU, so that parameter, gradient and moments stay in cache
 
 
-def set_lr(optimizer: torch.optim.Adam, lr: float) -> None:
-    """Set the learning rate of every group, times the group's factor."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["factor"]
+@dataclass
+class Slot:
+    """A parameter with its moments; `unit` says that its rows keep unit norm, `factor` multiplies the learning rate."""
+
+    parameter: nn.Parameter
+    factor: float
+    unit: bool
+
+    def __post_init__(self) -> None:
+        p = self.parameter
+        self.by_column = p.dim() == 2 and not p.is_contiguous()  # W_enc is stored so
+        self.mean, self.square = torch.zeros_like(self.rows(p.data)), torch.zeros_like(self.rows(p.data))
+        assert self.rows(p.data).data_ptr() == p.data_ptr(), "the rows of a parameter must be seen, not copied"
+
+    def rows(self, t: Tensor) -> Tensor:
+        """A tensor of the parameter's shape, latent by latent and contiguous."""
+        return (t.T if self.by_column else t).contiguous()
+
+
+class Adam:
+    """Adam (Kingma and Ba 2015, with their bias correction; eps 1e-8) for the parameters of an SAE.
+
+    A parameter named in `factors` learns at that multiple of the learning rate; those named in `unit` [d_sae, d_in] keep
+    rows of unit norm. `copies` are bfloat16 twins of parameters, by name, brought up to date by each step.
+    """
+
+    def __init__(
+        self, module: nn.Module, cfg: TrainConfig, factors: dict[str, float], unit: Sequence[str] = ("W_dec",)
+    ) -> None:
+        self.betas, self.steps = (cfg.beta1, cfg.beta2), 0
+        self.slots = {name: Slot(p, factors.get(name, 1.0), name in unit) for name, p in module.named_parameters()}
+        self.copies: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """One step at this learning rate from the gradients in `.grad`, which are used up. No gradient means no step."""
+        self.steps += 1
+        for name, slot in self.slots.items():
+            if slot.parameter.grad is None:
+                continue
+            copy = self.copies.get(name)
+            seen = None if copy is None else slot.rows(copy)
+            self.update(slot, slot.rows(slot.parameter.grad), lr * slot.factor, seen)
+
+    def update(self, slot: Slot, grad: Tensor, lr: float, copy: Tensor | None) -> None:
+        """Step one parameter, given its gradient latent by latent."""
+        p = slot.rows(slot.parameter.data)
+        if p.dim() == 2 and p.dtype == torch.float32 and kernels.usable(p):
+            from saebench.kernels.rows import adam_rows_
+
+            b1, b2 = self.betas
+            adam_rows_(
+                p, grad, slot.mean, slot.square, lr=lr, beta1=b1, beta2=b2, eps=EPS, step=self.steps, unit=slot.unit, copy=copy
+            )  # fmt: skip
+            return
+        size = BLOCK if slot.unit and not p.is_cuda else len(p)
+        parts = (t.split(size) for t in (p, grad, slot.mean, slot.square))
+        for block, its_grad, mean, square in zip(*parts, strict=True):
+            self.plain(block, its_grad, mean, square, lr, slot.unit)
+        if copy is not None:
+            copy.copy_(p)
+
+    def plain(self, p: Tensor, grad: Tensor, mean: Tensor, square: Tensor, lr: float, unit: bool) -> None:
+        """The update in torch: projection, fused Adam, renormalisation."""
+        if unit:
+            remove_parallel(grad, p)
+        before = [torch.tensor(float(self.steps - 1), device=p.device)]
+        b1, b2 = self.betas
+        adam(
+            [p], [grad], [mean], [square], [], before, fused=True, amsgrad=False, beta1=b1, beta2=b2, lr=lr,
+            weight_decay=0.0, eps=EPS, maximize=False,
+        )  # fmt: skip
+        if unit:
+            normalise_rows(p)
 
 
 @torch.no_grad()

@@ -32,13 +32,14 @@ from saebench.evaluate import evaluate
 from saebench.heldout import HeldOut, Subject
 from saebench.lm import LM, check_seq_len, describe, load_lm, load_tokenizer, resolve_device, resolve_dtype, special_ids
 from saebench.member import Member
+from saebench.memory import keep_freed_memory
 from saebench.runs import METRICS, read_latents, write_csv
 from saebench.saes.files import load_sae, save_sae
 from saebench.store import finish, is_done, key_of, lock, open_partial, stage, versions, write_json, write_text
 from saebench.train import importance, train
 from saebench.views import tune_thresholds
 
-TRAIN_NUMERICS = 1  # raised by hand when the weights of an unchanged config change
+TRAIN_NUMERICS = 2  # raised by hand when the weights of an unchanged config change
 EVALUATE_NUMERICS = 2  # raised by hand when the metrics of unchanged weights change
 
 
@@ -73,6 +74,7 @@ def run_inputs(cfg: RunConfig, stream: Stream) -> dict[str, Any]:
     config = as_dict(cfg)
     keyed = {name: config[name] for name in ("sae", "sparsity", "train", "seed")}
     keyed["train"]["n_tokens"] = cfg.train_tokens
+    keyed["train"]["precision"] = cfg.train.resolve_precision(stream.device.type)
     return {"numerics": TRAIN_NUMERICS, "activations": stream.inputs, **keyed}
 
 
@@ -137,7 +139,8 @@ def open_batches(cfg: RunConfig, stream: Stream) -> Batches:
     """The batches of activations that `cfg` trains on."""
     train = cfg.train
     rows = stream.stats.summary["rows"]
-    return Batches(stream.shards, rows, train.batch_size, train.window_tokens, train.order_seed)
+    pinned = stream.device.type == "cuda"
+    return Batches(stream.shards, rows, train.batch_size, train.window_tokens, train.order_seed, pinned)
 
 
 def train_gang(configs: list[RunConfig], folders: list[Path], stream: Stream) -> None:
@@ -152,6 +155,7 @@ def train_gang(configs: list[RunConfig], folders: list[Path], stream: Stream) ->
                 todo[folder] = cfg
         if not todo:
             return
+        keep_freed_memory()
         members = {folder: Member(cfg, stream.stats, stream.device) for folder, cfg in todo.items()}
         batches = open_batches(next(iter(todo.values())), stream)
         train(list(members.values()), batches)

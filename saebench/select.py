@@ -1,63 +1,127 @@
 """Exact top-k selection without sorting everything: the maxima of chunks name the only chunks that can matter.
 
 The k largest of a set lie in the k chunks whose maxima are largest (with ties, some set of k equal values does), so an
-exact selection inside those chunks gives the plain definition's values for every input.
+exact selection inside those chunks gives the plain definition's values for every input. Which of equal values are taken is
+unspecified, but the same for the same input.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from saebench import kernels
 from saebench.sparse import SparseLatents
 
 CHUNK = 32
+MOST_IN_KERNEL = 512  # latents of a row: the Triton kernel holds k chunks in registers
+NUMPY = (torch.float32, torch.float64)  # what numpy's vectorised quickselect takes
+
+
+def top_indices(acts: Tensor, k: int) -> Tensor:
+    """Where the k largest of each row are: [n, k], rising, of acts [n, m]. NaN counts as largest."""
+    acts = acts.detach()
+    m, chunks = acts.shape[1], acts.shape[1] // CHUNK
+    if kernels.usable(acts) and k <= MOST_IN_KERNEL:
+        from saebench.kernels.select import row_topk_indices
+
+        return row_topk_indices(acts, k)
+    pick = by_partition if acts.device.type == "cpu" and acts.dtype in NUMPY else by_topk
+    if 2 * k > chunks:
+        return pick(acts, k)
+    body = acts[:, : chunks * CHUNK].unflatten(1, (chunks, CHUNK))  # [n, chunks, CHUNK]
+    best = pick(body.amax(2), k)  # [n, k] chunks
+    picked = tiles(body, best).flatten(1)  # [n, k * CHUNK]
+    if chunks * CHUNK < m:  # the tail, under one chunk, always takes part
+        picked = torch.cat([picked, acts[:, chunks * CHUNK :]], 1)
+    where = pick(picked, k)
+    inside = best.gather(1, (where // CHUNK).clamp_(max=k - 1)) * CHUNK + where % CHUNK
+    beyond = where - k * CHUNK + chunks * CHUNK
+    return torch.where(where < k * CHUNK, inside, beyond)
+
+
+def tiles(body: Tensor, best: Tensor) -> Tensor:
+    """The chunks `best` [n, k] of body [n, chunks, CHUNK]: [n, k, CHUNK]."""
+    n, chunks, width = body.shape
+    first = torch.arange(n, device=best.device).unsqueeze(1)  # [n, 1]
+    if body.is_contiguous():
+        return body.view(-1, width).index_select(0, (best + first * chunks).view(-1)).view(n, -1, width)
+    return body[first, best]
+
+
+def by_topk(values: Tensor, k: int) -> Tensor:
+    """The k largest of each row of [n, m] by torch.topk: [n, k], rising."""
+    return values.topk(k, dim=1, sorted=False).indices.sort(1).values
+
+
+def by_partition(values: Tensor, k: int) -> Tensor:
+    """The k largest of each row of [n, m] by numpy's vectorised quickselect: [n, k], rising."""
+    mask = partition_mask(values.numpy(), k)
+    if mask is None:
+        return by_topk(values, k)
+    n, m = values.shape
+    return torch.from_numpy(np.flatnonzero(mask).reshape(n, k) - np.arange(n)[:, None] * m)
+
+
+def partition_mask(v: np.ndarray, k: int) -> np.ndarray | None:
+    """Which of v [n, m] are the k largest of their row, of equal ones the first; None if NaN is among them."""
+    m = v.shape[1]
+    kth = np.partition(v, m - k, axis=1)[:, m - k, None]  # [n, 1]
+    mask = v >= kth
+    if np.count_nonzero(mask) != len(v) * k:  # equal values at the edge, or NaN
+        if np.isnan(v).any():
+            return None
+        above, ties = v > kth, v == kth
+        mask = above | (ties & (ties.cumsum(1) <= k - above.sum(1, keepdims=True)))
+    return mask
+
+
+def top_mask(acts: Tensor, k: int) -> Tensor:
+    """Which of acts [n, m] are the k largest of their row, where k is no small part of m: [n, m] (bool)."""
+    if acts.device.type == "cpu" and acts.dtype in NUMPY:
+        mask = partition_mask(acts.detach().numpy(), k)
+        if mask is not None:
+            return torch.from_numpy(mask)
+    return torch.zeros_like(acts, dtype=torch.bool).scatter_(1, top_indices(acts, k), True)
 
 
 def row_topk(acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row, falling: values and indices [n, k] of acts [n, d_sae]."""
-    d_sae = acts.shape[1]
-    chunks = d_sae // CHUNK
-    if k * 4 > chunks:
-        return acts.topk(k, dim=1)
-    body, tail = acts[:, : chunks * CHUNK], acts[:, chunks * CHUNK :]  # the tail, under one chunk, always takes part
-    tiles = body.unflatten(1, (chunks, CHUNK))  # [n, chunks, CHUNK]
-    best = tiles.amax(2).topk(k, dim=1, sorted=False).indices  # [n, k]
-    picked = tiles.gather(1, best.unsqueeze(2).expand(-1, -1, CHUNK)).flatten(1)  # [n, k * CHUNK]
-    values, where = torch.cat([picked, tail], 1).topk(k, dim=1)
-    inside = best.gather(1, (where // CHUNK).clamp_(max=k - 1)) * CHUNK + where % CHUNK
-    beyond = where - k * CHUNK + chunks * CHUNK
-    return values, torch.where(where < k * CHUNK, inside, beyond)
+    """The k largest of each row: values and indices [n, k] of acts [n, d_sae], rising by index."""
+    indices = top_indices(acts, k)
+    return acts.gather(1, indices), indices
 
 
 def flat_topk(acts: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest of all of acts [n, d_sae]: their positions row * d_sae + latent, rising, and values [count]."""
-    flat = acts.reshape(-1)
-    chunks = len(flat) // CHUNK
-    if count * 2 > chunks:
-        where = flat.topk(count, sorted=False).indices.sort().values
-        return flat[where], where
-    tiles = flat[: chunks * CHUNK].view(chunks, CHUNK)
-    best = tiles.amax(1).topk(count, sorted=False).indices  # [count] chunks
-    picked = torch.cat([tiles[best].reshape(-1), flat[chunks * CHUNK :]])
-    where = picked.topk(count, sorted=False).indices  # [count]
-    inside = best[(where // CHUNK).clamp(max=count - 1)] * CHUNK + where % CHUNK
-    beyond = where - count * CHUNK + chunks * CHUNK
-    positions = torch.where(where < count * CHUNK, inside, beyond).sort().values  # [count], rising
-    return flat[positions], positions
+    """The `count` largest of all of acts [n, d_sae]: values and positions row * d_sae + latent [count], rising by position."""
+    flat = acts.reshape(1, -1)
+    positions = top_indices(flat, count)[0]
+    return flat[0, positions], positions
+
+
+def active(values: Tensor) -> Tensor:
+    """relu of selected values, in float32 if they were of lower precision."""
+    return values.relu().to(torch.promote_types(values.dtype, torch.float32))
 
 
 def topk_latents(acts: Tensor, k: int) -> SparseLatents:
-    """The k largest activations of each row, falling within the row, as SparseLatents."""
+    """relu of the k largest (pre-)activations of each row, rising by latent within the row, as SparseLatents."""
     values, indices = row_topk(acts, k)
-    return SparseLatents.from_rows(values, indices, acts.shape[1])
+    return SparseLatents.from_rows(active(values), indices, acts.shape[1])
+
+
+def ranked_latents(acts: Tensor, k: int) -> SparseLatents:
+    """relu of the k largest (pre-)activations of each row, falling by value within the row, as SparseLatents."""
+    values, indices = row_topk(acts, k)
+    values, order = values.sort(dim=1, descending=True, stable=True)
+    return SparseLatents.from_rows(active(values), indices.gather(1, order), acts.shape[1])
 
 
 def batch_topk_latents(acts: Tensor, k: int) -> SparseLatents:
-    """The n * k largest activations of the whole batch, rising by latent within each row, as SparseLatents."""
+    """relu of the n * k largest (pre-)activations of the whole batch, rising by latent within each row, as SparseLatents."""
     n, d_sae = acts.shape
     values, flat = flat_topk(acts, n * k)
-    return SparseLatents.from_flat(values, flat, n, d_sae)
+    return SparseLatents.from_flat(active(values), flat, n, d_sae)
 
 
 def threshold_latents(acts: Tensor, threshold: float | Tensor) -> SparseLatents:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from saebench.activations import Batches
 from saebench.member import Member
-from saebench.progress import Progress, say
+from saebench.memory import sent_ahead
+from saebench.progress import Progress
 from saebench.saes import SAE
 
 
@@ -18,14 +19,14 @@ def train(members: list[Member], batches: Batches) -> None:
     steps = max(m.steps for m in members)
     title = f"training {len(members)} SAEs" if len(members) > 1 else f"training {members[0].cfg.sae.name}"
     with Progress(steps * batches.batch_size, "tokens", title) as progress:
-        for s, batch in enumerate(batches.between(0, steps)):
+        for s, batch in enumerate(sent_ahead(batches.between(0, steps), members[0].device)):
             for member in running(members, s):
-                member.step(batch.to(member.device, non_blocking=True))
-                if member.failure:
-                    say(f"{member.cfg.sae.name}: {member.failure}")
+                member.step(batch)
             progress.advance(len(batch), note(members))
             if not running(members, s + 1):
                 break
+    for member in members:
+        member.settle()
 
 
 def running(members: list[Member], step: int) -> list[Member]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from saebench.checks import InputError
-from saebench.member import Member
+from saebench.member import Member, compiled
 from saebench.pipeline import TRAIN_NUMERICS
 from saebench.saes import REGISTRY, build
 from saebench.saes.files import load_sae, save_sae
@@ -32,6 +32,7 @@ def trained(variant: str, steps: int = 60, *overrides: str) -> Member:
     member = Member(cfg, stats_of(synthetic(4096)), torch.device("cpu"))
     for step in range(steps):
         member.step(synthetic(256, seed=step + 1))
+    member.settle()
     return member
 
 
@@ -91,9 +92,10 @@ def test_batchtopk_threshold_starts_from_the_first_value_and_keeps_mean_l0() -> 
     sae = build(sae_config("batchtopk"), stats, 0)
     with pytest.raises(InputError, match="no threshold yet"):
         sae.encode(synthetic(8))
-    step = sae.loss(sae.normalise(synthetic(256)).x, 1.0, None)
-    smallest = step.latents.values[step.latents.values > 0].min()
-    assert sae.threshold == smallest
+    step = sae.loss(sae.normalise(synthetic(256)).x, 1.0)
+    acts = sae.acts(sae.normalise(synthetic(256)).x).detach()
+    assert sae.threshold == acts.flatten().topk(4 * 256).values[-1]
+    assert step.l0 == 4
     member = trained("batchtopk", 200)
     assert float(member.sae.encode(synthetic(4000, seed=6)).l0().double().mean()) == pytest.approx(4, rel=0.1)
 
@@ -115,6 +117,46 @@ def test_jumprelu_gradients_are_those_of_a_smoothed_step() -> None:
     assert float(grad) == pytest.approx(numerical, rel=1e-3)
 
 
+def test_each_member_has_a_compiled_function_of_its_own_and_no_step_recompiles_it() -> None:
+    """Three shapes under a schedule that moves each step: three compilations, none after the first step."""
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    schedule = ["sparsity=warmup", "compile=on", "train.n_tokens=2560", "train.batch_size=256", "sae.dead_tokens=512"]
+    members = [
+        Member(
+            run_config("sae=jumprelu", f"sae.d_sae={size}", *schedule), stats_of(synthetic(512)), torch.device("cpu")
+        )
+        for size in (32, 40, 48)
+    ]
+    for member in members:
+        member.loss = compiled(
+            member.sae, "on", member.device, "aot_eager"
+        )  # traces as inductor does, compiles nothing
+        for step in range(5):
+            member.step(synthetic(256, seed=step))
+        member.settle()
+    assert counters["stats"]["unique_graphs"] == len(members)
+    plain = Member(
+        run_config("sae=jumprelu", "sae.d_sae=48", *schedule, "compile=off"),
+        stats_of(synthetic(512)),
+        torch.device("cpu"),
+    )
+    for step in range(5):
+        plain.step(synthetic(256, seed=step))
+    torch.testing.assert_close(members[-1].sae.W_dec, plain.sae.W_dec)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_bfloat16_products_train_as_well_as_float32(variant: str) -> None:
+    exact, mixed = (trained(variant, 60, f"train.precision={p}") for p in ("float32", "bfloat16"))
+    assert mixed.sae.W_dec.dtype == torch.float32
+    assert mixed.log[-1]["loss"] == pytest.approx(exact.log[-1]["loss"], rel=0.05)
+    assert not torch.equal(mixed.sae.W_dec, exact.sae.W_dec)
+    for name, twin in mixed.sae.copies.items():
+        assert torch.equal(twin, getattr(mixed.sae, name).bfloat16()), "the twin follows its parameter"
+
+
 def test_matryoshka_with_one_prefix_is_batchtopk() -> None:
     one = trained("matryoshka", 10, "sae.prefixes=[96]")
     plain = trained("batchtopk", 10)
@@ -123,7 +165,22 @@ def test_matryoshka_with_one_prefix_is_batchtopk() -> None:
 
 def test_hierarchical_with_one_budget_is_topk() -> None:
     one = trained("hierarchical", 10, "sae.budgets='4'")
-    assert torch.equal(one.sae.W_dec, trained("topk", 10).sae.W_dec)
+    torch.testing.assert_close(one.sae.W_dec, trained("topk", 10).sae.W_dec)  # entries are summed in another order
+
+
+@pytest.mark.parametrize("aux_k", [3, 512])
+def test_auxk_has_the_gradients_of_its_definition(aux_k: int) -> None:
+    sae = build(sae_config("topk", aux_k=aux_k, aux_weight=0.5), stats_of(synthetic(64)), 0).double()
+    x, dead = sae.normalise(synthetic(32)).x.double(), torch.tensor([2, 5, 7, 30, 95])
+    step = sae.loss(x, 1.0)
+    pre = (x - sae.b_dec.detach()) @ sae.W_enc[:, dead] + sae.b_enc[dead]
+    z = pre.relu() * torch.zeros_like(pre).scatter(1, pre.topk(min(aux_k, 5), dim=1).indices, 1.0)
+    aux = 0.5 * (x - step.x_hat - z @ sae.W_dec[dead]).square().mean()
+    parameters = [sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec]
+    wanted = torch.autograd.grad(step.loss + aux, parameters, retain_graph=True)
+    step.loss.backward()
+    torch.testing.assert_close(sae.aux_backward(x, step.x_hat, dead), aux.detach())
+    torch.testing.assert_close([p.grad for p in parameters], list(wanted), rtol=1e-10, atol=1e-12)
 
 
 def test_auxk_revives_dead_latents() -> None:

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from saebench.nested import attach_encoder, nested_loss
 from saebench.optim import normalise_rows
 from saebench.sae_configs import SAEConfig
-from saebench.select import row_topk
-from saebench.sparse import SparseLatents, attach_encoder, nested_loss
+from saebench.select import top_mask
+from saebench.sparse import SparseLatents
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,16 @@ class Normalised(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One training loss: `loss` [] with gradients, latents, x_hat [n, d_in] in the normalised space (detached)."""
+    """One training loss.
+
+    `loss` [] with gradients; `x_hat` [n, d_in] in the normalised space, detached; `fired` [d_sae] (bool), the latents active
+    in any token; `l0` [], the mean number of active latents of a token.
+    """
 
     loss: Tensor
-    latents: SparseLatents
     x_hat: Tensor
+    fired: Tensor
+    l0: Tensor
 
 
 class SAE(nn.Module):
@@ -55,6 +61,7 @@ class SAE(nn.Module):
     """
 
     modes: tuple[str, ...] = ("threshold",)  # how `own_rule` may set the number of active latents, the default first
+    dense = False  # whether training computes with all latents, in tensors that torch.compile can fuse
 
     def __init__(self, cfg: SAEConfig, stats: Stats, seed: int) -> None:
         super().__init__()
@@ -70,6 +77,7 @@ class SAE(nn.Module):
         self.scale: Tensor
         self.register_buffer("centre", stats.mean.float() if cfg.input == "dataset" else torch.zeros(self.d_in))
         self.register_buffer("scale", torch.tensor(stats.scale if cfg.input == "dataset" else 1.0))
+        self.copies: dict[str, Tensor] = {}  # bfloat16 twins of W_enc and W_dec while training in that precision
 
     def lr_factors(self) -> dict[str, float]:
         """Parameters, by name, that learn at a multiple of the learning rate."""
@@ -88,6 +96,12 @@ class SAE(nn.Module):
         """(x - b_dec) W_enc + b_enc for normalised x: [n, d_sae]."""
         return torch.addmm(self.b_enc, x - self.b_dec, self.W_enc)
 
+    @torch.no_grad()
+    def scores(self, x: Tensor) -> Tensor:
+        """pre_acts without gradients, from which training selects: [n, d_sae], in the precision of training."""
+        W_enc = self.copies.get("W_enc", self.W_enc)
+        return torch.addmm(self.b_enc.to(W_enc.dtype), (x - self.b_dec).to(W_enc.dtype), W_enc)
+
     def acts(self, x: Tensor) -> Tensor:
         """The candidates that selection chooses from, relu(pre_acts) unless the variant says otherwise: [n, d_sae]."""
         return self.pre_acts(x).relu_()
@@ -96,10 +110,10 @@ class SAE(nn.Module):
         """The latents that this variant keeps at inference; `k` and `mode` replace its own where it has them."""
         raise NotImplementedError
 
-    def loss(self, x: Tensor, factor: float, dead: Tensor | None) -> Step:
+    def loss(self, x: Tensor, factor: float) -> Step:
         """The training loss on normalised x [n, d_in]: mean squared error over tokens and dimensions, plus penalties.
 
-        `factor` multiplies the sparsity knob (schedules.py); `dead` [n_dead] lists latents for AuxK, None if there are none.
+        `factor` multiplies the sparsity knob (schedules.py); dense variants take it as a tensor, too. AuxK is apart.
         """
         raise NotImplementedError
 
@@ -116,35 +130,45 @@ class SAE(nn.Module):
         return seen.undo(self.decode(latents)).reshape(x.shape)
 
     def decode(self, latents: SparseLatents) -> Tensor:
-        """z W_dec + b_dec in the normalised space: [n, d_in]."""
+        """z W_dec + b_dec in the normalised space: [n, d_in]. Raises InputError for latents that are not in order."""
+        latents.check()
         return latents.decode(self.W_dec) + self.b_dec
 
-    def nested_step(
-        self, x: Tensor, latents: SparseLatents, segments: Tensor, weights: Tensor, dead: Tensor | None
-    ) -> Step:
-        """The step of the top-k family: the nested loss of selected latents, with the encoder's gradients and AuxK."""
-        latents = attach_encoder(latents, x, self.W_enc, self.b_enc, self.b_dec)
-        result = nested_loss(latents, segments, weights, self.W_dec, self.b_dec, x)
-        return self.with_aux(Step(result.loss, latents, result.x_hat), x, dead)
+    def nested_step(self, x: Tensor, latents: SparseLatents, segments: Tensor, weights: Tensor) -> Step:
+        """The step of the top-k family: the nested loss of selected latents, with the encoder's gradients."""
+        attached = attach_encoder(latents, x - self.b_dec.detach(), self.W_enc, self.b_enc, self.b_dec)
+        table = self.copies.get("W_dec")
+        result = nested_loss(attached, segments, weights, self.W_dec, self.b_dec, x, table)
+        l0 = (latents.values > 0).sum() / len(x)
+        return Step(result.loss, result.x_hat, latents.fired(), l0)
 
     def knob(self, k: int, factor: float) -> int:
         """k times the schedule's factor, at least 1 and at most d_sae."""
         return min(self.d_sae, max(1, round(k * factor)))
 
-    def with_aux(self, step: Step, x: Tensor, dead: Tensor | None) -> Step:
-        """`step` with AuxK added: the aux_k most active of the dead latents reconstruct the detached residual.
+    @torch.no_grad()
+    def aux_backward(self, x: Tensor, x_hat: Tensor, dead: Tensor) -> Tensor:
+        """AuxK, whose gradients are added to `.grad` here, after the loss's own; its value [].
 
+        The aux_k most active of the dead latents [n_dead] reconstruct the detached residual of x [n, d_in]:
         aux_weight * mean over tokens and dimensions of |(x - x_hat) - z_dead W_dec|^2 (Gao et al. 2024, section A.2).
+        Written out because autograd would make gradients of all latents, nearly all of them zero, and add them up.
         """
-        if dead is None or self.cfg.aux_weight == 0:
-            return step
-        residual = x - step.x_hat  # [n, d_in]
-        z = torch.addmm(self.b_enc[dead], x - self.b_dec.detach(), self.W_enc[:, dead]).relu()  # [n, n_dead]
+        W_enc, b_enc, W_dec = self.W_enc.grad, self.b_enc.grad, self.W_dec.grad
+        assert W_enc is not None and b_enc is not None and W_dec is not None, "AuxK comes after the loss's backward"  # noqa: PT018
+        E, D = self.W_enc.T.index_select(0, dead), self.W_dec.index_select(0, dead)  # [n_dead, d_in]
+        seen = x - self.b_dec  # [n, d_in]
+        pre = torch.addmm(self.b_enc[dead], seen, E.T)  # [n, n_dead]
+        z = pre.relu()
         if len(dead) > self.cfg.aux_k:
-            values, where = row_topk(z, self.cfg.aux_k)
-            z = torch.zeros_like(z).scatter(1, where, values)
-        aux = (residual - z @ self.W_dec[dead]).square().mean()
-        return step._replace(loss=step.loss + self.cfg.aux_weight * aux)
+            z *= top_mask(pre, self.cfg.aux_k)
+        error = (x - x_hat) - z @ D  # [n, d_in]
+        slope = error * (-2 * self.cfg.aux_weight / error.numel())
+        grad = (slope @ D.T) * (z > 0)  # [n, n_dead]
+        W_dec.index_add_(0, dead, (z.T @ slope).to(W_dec.dtype))
+        W_enc.T.index_add_(0, dead, (grad.T @ seen).to(W_dec.dtype))
+        b_enc.index_add_(0, dead, grad.sum(0).to(W_dec.dtype))
+        return self.cfg.aux_weight * error.square().mean()
 
     @torch.no_grad()
     def describe(self) -> dict[str, Any]:

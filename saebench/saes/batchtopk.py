@@ -33,11 +33,10 @@ class BatchTopK(SAE):
     def own_rule(self, acts: Tensor, k: int | None = None, mode: str | None = None) -> SparseLatents:
         return batch_rule(acts, self.threshold, self.cfg.k, k, mode)
 
-    def loss(self, x: Tensor, factor: float, dead: Tensor | None) -> Step:
-        with torch.no_grad():
-            latents = batch_topk_latents(self.acts(x), self.knob(self.cfg.k, factor))
-            self.threshold.copy_(moved(self.threshold, latents.values, self.cfg.threshold_decay))
-        return self.nested_step(x, latents, latents.offsets, x.new_full((1,), 1 / self.d_in), dead)
+    def loss(self, x: Tensor, factor: float) -> Step:
+        latents = batch_topk_latents(self.scores(x), self.knob(self.cfg.k, factor))
+        self.threshold.copy_(moved(self.threshold, latents.values, self.cfg.threshold_decay))
+        return self.nested_step(x, latents, latents.offsets, x.new_full((1,), 1 / self.d_in))
 
 
 def batch_rule(acts: Tensor, threshold: Tensor, own_k: int, k: int | None, mode: str | None) -> SparseLatents:

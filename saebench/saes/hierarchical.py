@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from saebench.sae_configs import HierarchicalConfig
-from saebench.saes.base import SAE, Step
-from saebench.select import topk_latents
+from saebench.saes.base import SAE, Stats, Step
+from saebench.select import ranked_latents, topk_latents
 from saebench.sparse import SparseLatents
 
 
@@ -21,14 +21,19 @@ class Hierarchical(SAE):
     cfg: HierarchicalConfig
     modes = ("topk",)
 
+    def __init__(self, cfg: HierarchicalConfig, stats: Stats, seed: int) -> None:
+        super().__init__(cfg, stats, seed)
+        self.budgets = cfg.budget_list()
+        self.starts: Tensor
+        self.register_buffer("starts", torch.tensor([0, *self.budgets]), persistent=False)  # [L + 1]
+
     def own_rule(self, acts: Tensor, k: int | None = None, mode: str | None = None) -> SparseLatents:
         return topk_latents(acts, k or self.cfg.k)
 
-    def loss(self, x: Tensor, factor: float, dead: Tensor | None) -> Step:
+    def loss(self, x: Tensor, factor: float) -> Step:
         k = self.knob(self.cfg.k, factor)
-        budgets = [j for j in self.cfg.budget_list() if j < k] + [k]
-        with torch.no_grad():
-            latents = topk_latents(self.acts(x), k)
-        starts = torch.tensor([0, *budgets[:-1]], device=x.device)  # [L]
-        segments = torch.cat([(latents.offsets[:-1, None] + starts).reshape(-1), latents.offsets[-1:]])
-        return self.nested_step(x, latents, segments, x.new_full((len(budgets),), 1 / (len(budgets) * self.d_in)), dead)
+        n_levels = sum(j < k for j in self.budgets) + 1
+        latents = ranked_latents(self.scores(x), k)
+        starts = latents.offsets[:-1, None] + self.starts[:n_levels]  # [n, L]
+        segments = torch.cat([starts.reshape(-1), latents.offsets[-1:]])
+        return self.nested_step(x, latents, segments, x.new_full((n_levels,), 1 / (n_levels * self.d_in)))

@@ -41,6 +41,7 @@ class JumpReLU(SAE):
     """A latent is active above its own threshold; trained dense."""
 
     cfg: JumpReLUConfig
+    dense = True
 
     def __init__(self, cfg: JumpReLUConfig, stats: Stats, seed: int) -> None:
         super().__init__(cfg, stats, seed)
@@ -60,12 +61,12 @@ class JumpReLU(SAE):
     def own_rule(self, acts: Tensor, k: int | None = None, mode: str | None = None) -> SparseLatents:
         return SparseLatents.from_dense(acts)
 
-    def loss(self, x: Tensor, factor: float, dead: Tensor | None) -> Step:
+    def loss(self, x: Tensor, factor: float | Tensor) -> Step:
         z, gate = _Jump.apply(self.pre_acts(x), self.positive_theta(), self.cfg.bandwidth)  # pyright: ignore[reportGeneralTypeIssues]
         x_hat = linear(z, self.W_dec.T, self.b_dec)  # [n, d_in]
         loss = (x - x_hat).square().mean() + self.cfg.l0 * factor * self.penalty(gate.sum(1).mean())
-        step = Step(loss, SparseLatents.from_dense(z.detach()), x_hat.detach())
-        return self.with_aux(step, x, dead)
+        l0 = gate.detach().sum(1).mean()
+        return Step(loss, x_hat.detach(), (z.detach() > 0).any(0), l0)
 
     def penalty(self, l0: Tensor) -> Tensor:
         """The L0 penalty for a mean L0."""

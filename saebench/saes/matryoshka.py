@@ -28,21 +28,21 @@ class Matryoshka(SAE):
         self.threshold: Tensor
         self.register_buffer("threshold", torch.tensor(UNSET))
         self.prefixes = list(cfg.prefixes or [cfg.d_sae])
+        self.starts: Tensor
+        self.register_buffer("starts", torch.tensor([0, *self.prefixes[:-1]]), persistent=False)  # [L]
 
     def own_rule(self, acts: Tensor, k: int | None = None, mode: str | None = None) -> SparseLatents:
         return batch_rule(acts, self.threshold, self.cfg.k, k, mode)
 
-    def loss(self, x: Tensor, factor: float, dead: Tensor | None) -> Step:
-        with torch.no_grad():
-            latents = batch_topk_latents(self.acts(x), self.knob(self.cfg.k, factor))
-            self.threshold.copy_(moved(self.threshold, latents.values, self.cfg.threshold_decay))
+    def loss(self, x: Tensor, factor: float) -> Step:
+        latents = batch_topk_latents(self.scores(x), self.knob(self.cfg.k, factor))
+        self.threshold.copy_(moved(self.threshold, latents.values, self.cfg.threshold_decay))
         weight = 1 / (len(self.prefixes) * self.d_in)
-        return self.nested_step(x, latents, self.segments(latents), x.new_full((len(self.prefixes),), weight), dead)
+        return self.nested_step(x, latents, self.segments(latents), x.new_full((len(self.prefixes),), weight))
 
     def segments(self, latents: SparseLatents) -> Tensor:
         """Boundaries of the prefixes' increments in rows that rise by latent: [n * L + 1]."""
-        starts = torch.tensor([0, *self.prefixes[:-1]], device=latents.indices.device)  # [L]
-        rows = torch.arange(latents.rows, device=starts.device) * self.d_sae
+        rows = torch.arange(latents.rows, device=self.starts.device) * self.d_sae
         keys = latents.row_of_entry * self.d_sae + latents.indices  # [nnz], rising
-        begins = torch.searchsorted(keys, (rows.unsqueeze(1) + starts).reshape(-1))
+        begins = torch.searchsorted(keys, (rows.unsqueeze(1) + self.starts).reshape(-1))
         return torch.cat([begins, latents.offsets[-1:]])

@@ -21,6 +21,7 @@ class ReLU(SAE):
     """Every positive latent is active; trained dense, as half of all latents fire at first."""
 
     cfg: ReLUConfig
+    dense = True
 
     def __init__(self, cfg: ReLUConfig, stats: Stats, seed: int) -> None:
         super().__init__(cfg, stats, seed)
@@ -30,18 +31,19 @@ class ReLU(SAE):
     def own_rule(self, acts: Tensor, k: int | None = None, mode: str | None = None) -> SparseLatents:
         return SparseLatents.from_dense(acts)
 
-    def loss(self, x: Tensor, factor: float, dead: Tensor | None) -> Step:
+    def loss(self, x: Tensor, factor: float | Tensor) -> Step:
         z = self.pre_acts(x).relu()  # [n, d_sae]
         x_hat = linear(z, self.W_dec.T, self.b_dec)  # [n, d_in]
         norms = torch.linalg.vector_norm(self.W_dec, dim=1)  # [d_sae]
         penalty = self.coefficient * factor * (z @ norms).mean() / self.d_in
         loss = (x - x_hat).square().mean() + penalty
-        latents = SparseLatents.from_dense(z.detach())
-        self.steer(len(latents.values) / len(x))
-        return self.with_aux(Step(loss, latents, x_hat.detach()), x, dead)
+        active = z.detach() > 0  # [n, d_sae]
+        l0 = active.sum() / len(x)
+        self.steer(l0)
+        return Step(loss, x_hat.detach(), active.any(0), l0)
 
-    def steer(self, l0: float) -> None:
+    def steer(self, l0: Tensor) -> None:
         """Move the coefficient so that the mean L0 approaches the target, if there is one."""
         if self.cfg.target_l0 is not None:
-            error = max(-1.0, min(1.0, l0 / self.cfg.target_l0 - 1))
-            self.coefficient.mul_(torch.tensor(STEER * error).exp())
+            error = (l0 / self.cfg.target_l0 - 1).clamp(-1, 1)
+            self.coefficient.mul_((STEER * error).exp())

@@ -5,7 +5,6 @@ z = TopK_k(relu(pre_acts));  loss = mean over tokens of |x - x_hat|^2 / d_in  (+
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from saebench.sae_configs import TopKConfig
@@ -23,7 +22,6 @@ class TopK(SAE):
     def own_rule(self, acts: Tensor, k: int | None = None, mode: str | None = None) -> SparseLatents:
         return topk_latents(acts, k or self.cfg.k)
 
-    def loss(self, x: Tensor, factor: float, dead: Tensor | None) -> Step:
-        with torch.no_grad():
-            latents = topk_latents(self.acts(x), self.knob(self.cfg.k, factor))
-        return self.nested_step(x, latents, latents.offsets, x.new_full((1,), 1 / self.d_in), dead)
+    def loss(self, x: Tensor, factor: float) -> Step:
+        latents = topk_latents(self.scores(x), self.knob(self.cfg.k, factor))
+        return self.nested_step(x, latents, latents.offsets, x.new_full((1,), 1 / self.d_in))

@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUN := $(BIN)/saebench
 CONSTRAINTS := .ci/constraints.txt
+PEERS := .peers
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long check format figures sweep bench tiny-gpt2 clean
+.PHONY: help setup demo test test-long check format figures sweep bench peers tiny-gpt2 clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -30,7 +31,7 @@ test: $(READY)  ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not long"
 
 test-long: $(READY)  ## what takes minutes: soaks, browsers, peers
-	$(BIN)/python -m pytest -m long
+	$(if $(wildcard $(PEERS)/bin/python),SAEBENCH_PEERS_PYTHON=$(PEERS)/bin/python) $(BIN)/python -m pytest -m long
 
 check: $(READY)  ## format, lint and types
 	$(BIN)/ruff format --check .
@@ -48,8 +49,14 @@ figures: $(READY)  ## tables and figures of every run in outputs/
 	$(RUN) tables
 	$(RUN) figures
 
-bench: $(READY)  ## step times against floors and peers
-	$(BIN)/python -m tests.bench.step
+bench: $(READY)  ## step times against floors and, after make peers, against other libraries
+	$(BIN)/python -m tests.bench.step $(if $(wildcard $(PEERS)/bin/python),--peers $(PEERS)/bin/python) $(ARGS)
+
+peers:  ## install SAELens and sparsify into .peers, for bench and test-long
+	$(PYTHON) -m venv $(PEERS)
+	grep '^torch==' $(CONSTRAINTS) > $(PEERS)/constraints.txt
+	$(PEERS)/bin/python -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS) torch
+	$(PEERS)/bin/python -m pip install -q --disable-pip-version-check -c $(PEERS)/constraints.txt sae-lens eai-sparsify
 
 tiny-gpt2: $(READY)  ## train the embedded model again (seeded, about 15 minutes on two cores)
 	$(BIN)/python -m saebench.assets.build

@@ -80,9 +80,13 @@ def ordered(view: View, sae: SAE, cfg: EvaluateConfig) -> list[View]:
 
 
 def kept_latents(view: View, sae: SAE, importance: dict[str, Tensor], seed: int) -> Tensor:
-    """[d_sae] (bool): the latents that the view may use, given each latent's frequency, energy and decoder norm."""
+    """[d_sae] (bool): the latents that the view may use, given each latent's frequency, energy and decoder norm.
+
+    Rule energy E[z^2], frequency, norm_energy E[z^2] |W_dec|^2 or decoder_norm: the m largest, ties in dictionary order; random;
+    unsorted, or none (a prefix): the first m of the dictionary.
+    """
     keep = torch.zeros(sae.d_sae, dtype=torch.bool)
-    if view.rule == "":
+    if view.rule in ("", "unsorted"):
         keep[: view.m] = True
         return keep
     if view.rule == "random":

@@ -99,12 +99,52 @@ def tables(outputs: Outputs = Path("outputs")) -> None:
 
 
 @app.command()
+def claims(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
+    """Judge an experiment's claims on its finished runs: reproduced, refuted or inconclusive; into outputs/claims.csv."""
+    from saebench.compose import load_claims, load_sweep
+
+    configs = load_sweep(overrides or [], config_dir)
+    named = load_claims(configs[0].experiment.claims, config_dir)
+    from saebench.claims import judge_claims
+
+    print(judge_claims(configs, named))
+
+
+@app.command()
 def figures(outputs: Outputs = Path("outputs")) -> None:
     """Draw figures from the tables into outputs/figures."""
     from saebench.figures import draw_figures
 
     written = draw_figures(outputs)
     print(f"{len(written)} figures in {outputs / 'figures'}")
+
+
+@app.command()
+def laws(
+    outputs: Outputs = Path("outputs"),
+    replicates: Annotated[int, typer.Option(help="Samples of each bootstrap")] = 100,
+) -> None:
+    """Fit power laws to the importance of latents and to decoder spectra, measure nested levels; into outputs/tables."""
+    from saebench.laws import law_table, write_laws
+
+    written = write_laws(outputs, replicates)
+    print(law_table(outputs))
+    print(f"{len(written)} tables in {outputs / 'tables'}")
+
+
+@app.command()
+def prune(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run")],
+    keep: Annotated[int, typer.Option(help="Latents to keep")],
+    rule: Annotated[str, typer.Option(help="Which: the best by energy, frequency, ...; random; unsorted")] = "energy",
+    into: Annotated[Path | None, typer.Option(help="The new folder; RUN/pruned/RULE-KEEP if left out")] = None,
+    order: Annotated[str, typer.Option(help="prune_then_select, or select_then_prune")] = "prune_then_select",
+    seed: Annotated[int, typer.Option(help="Of the rule random")] = 0,
+) -> None:
+    """Save a pruned SAE as an SAE of its own; the last line printed is its folder."""
+    from saebench.prune import prune
+
+    print(prune(run, rule, keep, order, into, seed))
 
 
 @app.command()

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from saebench.figures.curves import latent_importance, training_curves
 from saebench.figures.data import Group, read_groups
+from saebench.figures.laws import importance_laws
 from saebench.figures.size import against_size, pruning_rules
 from saebench.figures.sparsity import against_l0
 from saebench.figures.style import STYLE, save
@@ -28,6 +29,7 @@ FIGURES: dict[str, Callable[[Group], list[Figure]]] = {
     "cka_vs_l0": partial(against_l0, metric="cka_std"),
     "cka_plain_vs_l0": partial(against_l0, metric="cka"),
     "latent_importance": latent_importance,
+    "importance_laws": importance_laws,
     "training_curves": training_curves,
 }
 

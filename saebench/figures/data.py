@@ -51,7 +51,8 @@ class Config:
 class Group:
     """One model, layer, site and data set: its configurations, its views, its training curves, its latents by rank.
 
-    The tables' column `configuration` is a Config's number; views are of TOKENS, and their `how` is a key of ORDERS.
+    The tables' column `configuration` is a Config's number; views are of TOKENS, and their `how` is a key of ORDERS. `laws` and
+    `ranks` are empty unless `saebench laws` wrote them.
     """
 
     title: str
@@ -60,6 +61,8 @@ class Group:
     views: pd.DataFrame
     curves: pd.DataFrame
     latents: pd.DataFrame
+    laws: pd.DataFrame
+    ranks: pd.DataFrame
 
     def note(self, tokens: str = f"held-out tokens of {TOKENS} norm", spread: str = "bars") -> str:
         """The lines above a figure: what was measured, on which tokens, and what the spread is."""
@@ -83,7 +86,7 @@ class Group:
 
 
 def read_groups(outputs: Path) -> Iterator[Group]:
-    """Every group in outputs/tables. Raises InputError if a table is missing."""
+    """Every group in outputs/tables. Raises InputError if a table is missing, but for those of `saebench laws`."""
     names = ("summary", "views", "runs", "curves", "latents")
     summary, views, runs, curves, latents = (read_table(outputs, name) for name in names)
     split = [key for key in varying(summary) if "." in key]
@@ -91,14 +94,21 @@ def read_groups(outputs: Path) -> Iterator[Group]:
     drawn = with_how(views.loc[views["tokens"] == TOKENS]).drop(columns=[name for name in views if unused(name)])
     tables = [
         drawn,
-        *(table.merge(runs.loc[:, ["run", "configuration"]]) for table in (curves, latents)),
+        *(table.merge(runs.loc[:, ["run", "configuration"]]) for table in (curves, latents, *read_laws(outputs))),
     ]
     for _, members in runs.groupby(PLACE, sort=True):
-        own, curves, latents = (table.loc[table["configuration"].isin(members["configuration"])] for table in tables)
+        own, *others = (table.loc[table["configuration"].isin(members["configuration"])] for table in tables)
         model, layer, site, data = (str(members[name].iloc[0]) for name in PLACE)
         suffix = f"-{model}-layer{layer}-{site}-{data}".replace("/", "_") if several else ""
         title = f"{model}, layer {layer}, {site}; {data}"
-        yield Group(title, suffix, configs_of(members, own, split), own, curves, latents)
+        yield Group(title, suffix, configs_of(members, own, split), own, *others)
+
+
+def read_laws(outputs: Path) -> list[pd.DataFrame]:
+    """laws.csv and ranks.csv; without rows if they are not there."""
+    names = ("laws", "ranks")
+    there = all((outputs / "tables" / f"{name}.csv").is_file() for name in names)
+    return [read_table(outputs, name) if there else pd.DataFrame({"run": pd.Series(dtype=str)}) for name in names]
 
 
 def configs_of(members: pd.DataFrame, views: pd.DataFrame, split: list[str]) -> list[Config]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import itertools
 import re
@@ -13,7 +14,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -63,12 +64,46 @@ def load_sweep(overrides: Sequence[str], config_dir: str | None = None) -> list[
         fixed, lists = split(overrides)
         base = composed([*fixed, *(o[0] for o in lists), *extra])
         grids = OmegaConf.to_container(base.experiment.grids) if base.get("experiment") else []
+        groups = {str(key) for key in base if isinstance(base._get_node(key), DictConfig)}
+        known: dict[tuple[str, ...], DictConfig] = {}
         jobs = []
         for grid in grids or [{}]:
             axes = [*lists, *grid_axes(grid)]
-            jobs += [[*choice, *fixed] for choice in itertools.product(*axes)]
-        unique = list(dict.fromkeys(tuple(job) for job in jobs))
-        return [typed(composed([*job, *extra])) for job in unique]
+            jobs += [tuple(choice) for choice in itertools.product(*axes)]
+        return [typed(job_config(job, fixed, extra, groups, known)) for job in dict.fromkeys(jobs)]
+
+
+def job_config(
+    job: Sequence[str], fixed: list[str], extra: list[str], groups: set[str], known: dict[tuple[str, ...], DictConfig]
+) -> DictConfig:
+    """The config of a sweep's job. Hydra composes each choice of options (sae=..., model=...) once, kept in `known`; values are
+    put into copies, as 0.2 s a job would add up."""
+    options = tuple(o for o in job if o.partition("=")[0] in groups)
+    if options not in known:
+        known[options] = composed([*options, *fixed, *extra])
+    cfg = copy.deepcopy(known[options])
+    settled = {o.partition("=")[0] for o in fixed}
+    values = [o for o in job if o not in options and o.partition("=")[0] not in settled]
+    try:
+        for o in OverridesParser.create().parse_overrides(values):
+            OmegaConf.update(cfg, o.get_key_element(), o.value())
+    except (HydraException, OmegaConfBaseException):
+        return composed([*job, *fixed, *extra])  # which says what is wrong
+    return cfg
+
+
+def load_claims(names: Sequence[str], config_dir: str | None = None) -> dict[str, Any]:
+    """The claims of conf/claims/NAME.yaml, as YAML gives them, by id. Raises InputError for a file that is not there."""
+    claims: dict[str, Any] = {}
+    with composing(config_dir) as extra:
+        for name in names:
+            found = OmegaConf.to_container(composed(extra, f"claims/{name}"))
+            assert isinstance(found, dict)
+            twice = sorted({*claims} & {*found["claims"]})
+            if twice:
+                raise InputError(f"experiment.claims={list(names)}: {', '.join(twice)} is in two of these files")
+            claims |= found["claims"]
+    return claims
 
 
 def split(overrides: Sequence[str]) -> tuple[list[str], list[list[str]]]:
@@ -102,10 +137,14 @@ def quoted(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def composed(overrides: list[str]) -> DictConfig:
+def composed(overrides: list[str], name: str = "run") -> DictConfig:
     """Hydra's config for `overrides`. Raises InputError with the nearest right key or option."""
     try:
-        return compose("run", overrides=overrides)
+        return compose(name, overrides=overrides)
+    except MissingConfigException as error:
+        raise InputError(
+            unknown_option(name) if error.missing_cfg_file == name else one_line(error, overrides)
+        ) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(one_line(error, overrides)) from error
 

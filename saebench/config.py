@@ -168,6 +168,11 @@ class ExperimentConfig:
     name: str = ""
     grids: list[Any] = field(default_factory=list)
     claims: list[str] = field(default_factory=list)  # files of conf/claims, judged by `saebench claims`
+    lr_factors: list[float] = field(default_factory=list)  # of the default rate, tried per variant and size (search.py)
+
+    def __post_init__(self) -> None:
+        positive = all(f > 0 for f in self.lr_factors)
+        require(positive, f"experiment.lr_factors={self.lr_factors}: each must be positive")
 
 
 @dataclass

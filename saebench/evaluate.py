@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saebench.heldout import GROUPS, Batch, HeldOut, Measured, Subject, add
+from saebench.heldout import GROUPS, SUMS, Batch, HeldOut, Measured, Subject, add
 from saebench.metrics import Moments, Reconstruction, TokenSums, rsa
 from saebench.progress import Progress
 from saebench.recapture import Recapture
@@ -50,7 +50,7 @@ def measure(heldout: HeldOut, subject: Subject, views: list[Measured], progress:
     for batch in heldout.batches:
         x = batch.x  # [n, d_in]
         for i, (m, x_hat, latents, seen) in enumerate(subject.reconstruct(x, views)):
-            add_view(sums[i], m, batch, x_hat, latents, seen, heldout.centre)
+            add_view(heldout, sums[i], m, batch, x_hat, latents, seen)
             samples[i].append(x_hat[batch.sampled])
             progress.advance(len(x), subject.sae.cfg.name)
     progress.advance((heldout.tokens - sum(len(b.outlier) for b in heldout.batches)) * len(views))  # special tokens
@@ -59,21 +59,24 @@ def measure(heldout: HeldOut, subject: Subject, views: list[Measured], progress:
 
 
 def add_view(
-    sums: dict[str, Reconstruction], m: Measured, batch: Batch, x_hat: Tensor, latents: SparseLatents, seen: Normalised,
-    centre: Tensor,
+    heldout: HeldOut, sums: dict[str, Reconstruction], m: Measured, batch: Batch, x_hat: Tensor, latents: SparseLatents,
+    seen: Normalised,
 ) -> None:  # fmt: skip
     """Add one batch's reconstruction by one view to its sums, by group and by document."""
     x = batch.x
-    error = (x - x_hat).square_().sum(1, dtype=torch.float64)  # [n]
+    by_dimension = (x - x_hat).square_()  # [n, d_in]
+    error = by_dimension.sum(1, dtype=torch.float64)  # [n]
     size = seen.x.square().sum(1, dtype=torch.float64)  # [n]
     tokens = TokenSums(error / seen.scale.double().reshape(-1).square(), size, latents.l0())
     active = latents.values > 0  # [nnz]
     for group, rows in batch.groups.items():
         mine = active if len(batch.groups) == 1 else active & batch.mask(group)[latents.row_of_entry]
         fired = torch.bincount(latents.indices[mine], minlength=latents.d_sae)
-        add(sums, group, Reconstruction.of(x[rows], x_hat[rows], centre, tokens.of_rows(rows), fired))
+        add(sums, group, Reconstruction.of(x[rows], x_hat[rows], heldout.centre, tokens.of_rows(rows), fired))
     nothing = torch.zeros_like(error)
-    batch.add_by_document(m.documents, torch.stack([nothing + 1, error, nothing, nothing], 1))
+    std = by_dimension.double() @ heldout.precision  # [n]
+    columns = {"tokens": nothing + 1, "residual": error, "residual_std": std}
+    batch.add_by_document(m.documents, torch.stack([columns.get(name, nothing) for name in SUMS], 1))
 
 
 def metrics(

@@ -22,6 +22,7 @@ from saebench.saes.base import Normalised
 from saebench.sparse import SparseLatents
 from saebench.views import View, kept_latents, latents_of, list_views
 
+SUMS = ("tokens", "residual", "residual_std", "ce_tokens", "ce_sae", "ce_clean")  # of a document, in one view
 GROUPS = ("typical", "outlier")  # tokens of ordinary and of outlying norm; their sums add up to those of all tokens
 
 
@@ -66,22 +67,39 @@ class HeldOut:
         self.tokens = store.n_blocks("heldout") * store.seq_len
         self.batches = list(self.collect())
         self.moments: dict[str, Moments] = {}
-        self.totals: dict[tuple[int, str], float] = {}  # by document and group: sum |x - centre|^2
+        self.totals: dict[
+            tuple[int, str], Tensor
+        ] = {}  # by document and group: [2] sums of |x - centre|^2, plain and std
         for batch in self.batches:
             for group, rows in batch.groups.items():
                 add(self.moments, group, Moments.of(batch.x[rows] - self.centre))
-            batch.add_by_document(self.totals, (batch.x - self.centre).square().sum(1, dtype=torch.float64))
         if "typical" not in self.moments:
             raise InputError("data.eval_tokens: no held-out token is left to measure; raise it")
+        everything = (
+            self.moments["typical"] + self.moments["outlier"] if len(self.moments) > 1 else self.moments["typical"]
+        )
+        variance = everything.variance()  # [d_in]
+        self.precision = torch.where(variance > 0, 1 / variance, 0.0) / (variance > 0).sum()  # [d_in]
+        for batch in self.batches:
+            batch.add_by_document(self.totals, self.two_sums((batch.x - self.centre).square()))
         self.sample = torch.cat([b.x[b.sampled] for b in self.batches])  # [rsa_tokens, d_in]
         self.sample_typical = torch.cat([~b.outlier[b.sampled] for b in self.batches])  # [rsa_tokens]
 
+    def two_sums(self, squares: Tensor) -> Tensor:
+        """The sum of squares [n, d_in] over dimensions, and the mean with each dimension scaled to unit variance: [n, 2]."""
+        return torch.stack([squares.sum(1, dtype=torch.float64), squares.double() @ self.precision], 1)
+
     def blocks(self, tokens: int, per_batch: int) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """Held-out tokens and documents [b, t] with the position of the first token, for about `tokens` tokens."""
+        """Held-out tokens and documents [b, t] with the number of tokens before them, for about `tokens` tokens.
+
+        Fewer than all are blocks spread evenly over the held-out text, so that they come from as many documents as can be.
+        """
         size = max(1, per_batch // self.store.seq_len)
-        last = min(self.store.n_blocks("heldout"), -(-tokens // self.store.seq_len))
-        for start in range(0, last, size):
-            blocks = self.store.blocks("heldout", range(start, min(start + size, last)))
+        every = self.store.n_blocks("heldout")
+        wanted = min(every, -(-tokens // self.store.seq_len))
+        chosen = [i * every // wanted for i in range(wanted)]
+        for start in range(0, wanted, size):
+            blocks = self.store.blocks("heldout", chosen[start : start + size])
             yield blocks.tokens, blocks.documents, start * self.store.seq_len
 
     @torch.no_grad()
@@ -115,7 +133,7 @@ class Measured:
         default_factory=dict
     )  # reconstruction metrics, for all and typical tokens
     ce: dict[str, Tensor] = field(default_factory=dict)  # by group: [2] sums of cross-entropy and KL
-    documents: dict[tuple[int, str], Tensor] = field(default_factory=dict)  # [4] tokens, residual, CE tokens, CE
+    documents: dict[tuple[int, str], Tensor] = field(default_factory=dict)  # [6] sums, named in SUMS
 
 
 class Subject:

@@ -15,8 +15,9 @@ BLOCK = 2048  # decoder rows whose cosines with as many others are held at once
 
 
 def level_rows(frequency: ndarray, energy: ndarray, max_cosine: ndarray, prefixes: list[int]) -> list[dict[str, Any]]:
-    """For each group of latents [first, last) between rising prefixes, levels counted from 0: the means of its frequency,
-    energy and max_cosine [d_sae each], and `dead`, the share that never fired."""
+    """For each group of latents [first, last) between rising prefixes, levels counted from 0, and for all of them (level
+    "all"): the means of its frequency, energy and max_cosine [d_sae each], and `dead`, the share that never fired."""
+    groups = [(str(level), *ends) for level, ends in enumerate(pairwise([0, *prefixes]))]
     return [
         {
             "level": level,
@@ -27,7 +28,7 @@ def level_rows(frequency: ndarray, energy: ndarray, max_cosine: ndarray, prefixe
             "dead": (frequency[first:last] == 0).mean(),
             "max_cosine": max_cosine[first:last].mean(),
         }
-        for level, (first, last) in enumerate(pairwise([0, *prefixes]))
+        for level, first, last in [*groups, ("all", 0, prefixes[-1])]
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from saebench.heldout import Batch, HeldOut, Measured, Subject, add
+from saebench.heldout import SUMS, Batch, HeldOut, Measured, Subject, add
 from saebench.metrics import recovered
 from saebench.progress import Progress
 from saebench.splice import Clean, Lower, logits, lower, upper
@@ -78,7 +78,8 @@ class Recapture:
                 add(m.ce, group, losses[rows].sum(0))
         for m, losses in zip(chosen, table[ABLATIONS:], strict=True):
             nothing = torch.zeros(len(losses), dtype=torch.float64)
-            batch.add_by_document(m.documents, torch.stack([nothing, nothing, nothing + 1, losses[:, 0]], 1))
+            columns = {"ce_tokens": nothing + 1, "ce_sae": losses[:, 0], "ce_clean": table[0, :, 0]}
+            batch.add_by_document(m.documents, torch.stack([columns.get(name, nothing) for name in SUMS], 1))
 
     def columns(self, m: Measured, groups: list[str]) -> dict[str, float | int]:
         """Mean cross-entropies in nats per token, the recovered fractions and KL, of a view that was spliced; else nothing."""

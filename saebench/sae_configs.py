@@ -94,6 +94,7 @@ class MatryoshkaConfig(SAEConfig):
     threshold_decay: float  # of the running mean of the batch's smallest kept activation
     prefixes: list[int] | None  # dictionary sizes, rising, the last d_sae; None: prefix_shares of d_sae
     prefix_shares: list[float]
+    prefix_sampling: str  # fixed; or random: each step draws as many prefixes anew, the last always d_sae
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,6 +102,7 @@ class MatryoshkaConfig(SAEConfig):
         share("sae.threshold_decay", self.threshold_decay)
         if self.prefixes is None:
             self.prefixes = [max(1, round(s * self.d_sae)) for s in self.prefix_shares]
+        one_of("sae.prefix_sampling", self.prefix_sampling, ("fixed", "random"))
         p = self.prefixes
         rising = all(a < b for a, b in pairwise(p)) and p[:1] > [0]
         require(rising, f"sae.prefixes={p}: must rise, beginning at 1 or more")

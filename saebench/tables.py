@@ -44,7 +44,8 @@ NAMED = {"sae.name", "model.name", "model.layer", "model.site", "data.name", "sa
 ASKED = ("sizes", "rules", "orders", "scale_k", "budgets", "ce_views", "logit_chunk")  # which rows, not what
 WITHOUT_EFFECT = {  # on any one row of metrics.csv
     *("seed", "train.order_seed", "device", "compile", "outputs", "cache", "train.log_every", "sae.prefix_shares"),
-    *("experiment", "experiment.name", "experiment.grids", "experiment.claims", *(f"evaluate.{key}" for key in ASKED)),
+    *("experiment", *(f"experiment.{key}" for key in ("name", "grids", "claims", "lr_factors"))),
+    *(f"evaluate.{key}" for key in ASKED),
 }
 POINTS = 200  # kept of each curve
 WIDTH = 120  # columns of result_table

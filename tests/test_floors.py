@@ -21,6 +21,7 @@ FLOORS = [
     {"recapture"},
     {"evaluate"},
     {"pipeline"},
+    {"search"},
     {"cli", "assets.build"},
     {"__main__"},
 ]

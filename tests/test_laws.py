@@ -146,7 +146,11 @@ def test_levels_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_allclose(max_cosines(W_dec, progress), gram.max(1), rtol=1e-5)
     assert progress.done == 15
     rows = level_rows(np.array([0.5, 0.0, 0.25, 0.0]), np.array([4.0, 0, 1, 0]), np.array([0.1, 0.3, 0.5, 0.7]), [2, 4])
-    assert [list(row.values()) for row in rows] == [[0, 0, 2, 0.25, 2.0, 0.5, 0.2], [1, 2, 4, 0.125, 0.5, 0.5, 0.6]]
+    assert [list(row.values()) for row in rows] == [
+        ["0", 0, 2, 0.25, 2.0, 0.5, 0.2],
+        ["1", 2, 4, 0.125, 0.5, 0.5, 0.6],
+        ["all", 0, 4, 0.1875, 1.25, 0.5, pytest.approx(0.4)],
+    ]
 
 
 def write_measured(outputs: Path, variant: str, seed: int = 0) -> Path:
@@ -179,7 +183,9 @@ def test_tables_and_figure_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     np.testing.assert_allclose(frequency["alpha"], firings["alpha"], rtol=0.1)
     np.testing.assert_allclose(frequency["slope"], firings["slope"])
     prefixes = yaml.safe_load((runs[1] / "config.yaml").read_text())["sae"]["prefixes"]
-    assert levels.groupby("run")["last"].apply(list).tolist() == [prefixes] * 3  # topk cut at the nested runs' sizes
+    assert (
+        levels.groupby("run")["last"].apply(list).tolist() == [[*prefixes, prefixes[-1]]] * 3
+    )  # topk cut at the nested runs' sizes
 
     monkeypatch.setattr("saebench.laws.measure", None)  # a second call measures nothing
     before_again = (tmp_path / "tables" / "laws.csv").read_bytes()

@@ -14,6 +14,7 @@ from saebench.pipeline import TRAIN_NUMERICS
 from saebench.saes import REGISTRY, build
 from saebench.saes.files import load_sae, save_sae
 from saebench.saes.jumprelu import _Jump
+from saebench.saes.matryoshka import Matryoshka
 from saebench.train import running
 from saebench.views import own_k
 from tests.configs import run_config, sae_config, stats_of, synthetic
@@ -161,6 +162,23 @@ def test_matryoshka_with_one_prefix_is_batchtopk() -> None:
     one = trained("matryoshka", 10, "sae.prefixes=[96]")
     plain = trained("batchtopk", 10)
     assert torch.equal(one.sae.W_dec, plain.sae.W_dec)
+
+
+def test_random_prefixes_follow_their_law_and_train() -> None:
+    sae = build(sae_config("matryoshka", prefix_sampling="random"), stats_of(synthetic(64)), 0)
+    assert isinstance(sae, Matryoshka)
+    drawn = []
+    for _ in range(2000):
+        sae.draw()
+        drawn.append(sae.starts[1:].clone())
+    lengths = torch.stack(drawn).flatten().double()
+    assert int(lengths.min()) >= 1
+    assert int(lengths.max()) <= 96
+    for m in (6, 24, 48):
+        assert float((lengths <= m).double().mean()) == pytest.approx((m / 96) ** 0.5, abs=0.03)
+    member = trained("matryoshka", 60, "sae.prefix_sampling=random")
+    assert member.log[-1]["fvu"] < 0.7 * member.log[0]["fvu"]
+    assert torch.equal(member.sae.W_dec, trained("matryoshka", 60, "sae.prefix_sampling=random").sae.W_dec)
 
 
 def test_hierarchical_with_one_budget_is_topk() -> None:

@@ -55,9 +55,11 @@ def sweep(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
     from saebench.compose import load_sweep
 
     configs = load_sweep(overrides or [], config_dir)
-    from saebench.pipeline import run
+    from saebench.pipeline import check_outputs, run
+    from saebench.search import searched
 
-    for folder in dict.fromkeys(run(configs)):
+    check_outputs(configs)
+    for folder in dict.fromkeys(run(searched(configs))):
         print(folder)
 
 
@@ -83,8 +85,9 @@ def evaluate(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
 
     configs = load_sweep(overrides or [], config_dir)
     from saebench.pipeline import run
+    from saebench.search import with_rates
 
-    for folder in dict.fromkeys(run(configs, evaluate_only=True)):
+    for folder in dict.fromkeys(run(with_rates(configs), evaluate_only=True)):
         print(folder / "metrics.csv")
 
 
@@ -106,8 +109,9 @@ def claims(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
     configs = load_sweep(overrides or [], config_dir)
     named = load_claims(configs[0].experiment.claims, config_dir)
     from saebench.claims import judge_claims
+    from saebench.search import with_rates
 
-    print(judge_claims(configs, named))
+    print(judge_claims(with_rates(configs), named))
 
 
 @app.command()

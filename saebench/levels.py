@@ -28,7 +28,7 @@ def level_rows(frequency: ndarray, energy: ndarray, max_cosine: ndarray, prefixe
             "dead": (frequency[first:last] == 0).mean(),
             "max_cosine": max_cosine[first:last].mean(),
         }
-        for level, first, last in [*groups, ("all", 0, prefixes[-1])]
+        for level, first, last in [*groups, ("all", 0, len(frequency))]
     ]
 
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from saebench.heldout import GROUPS, SUMS, Batch, HeldOut, Measured, Subject, add
-from saebench.metrics import Moments, Reconstruction, TokenSums, rsa
+from saebench.metrics import Moments, Reconstruction, TokenSums
 from saebench.progress import Progress
 from saebench.recapture import Recapture
 from saebench.saes.base import Normalised
+from saebench.similarity import Dissimilarities, Gram
 from saebench.sparse import SparseLatents
 
 WAVE_BYTES = 4 << 30  # the sums of so many views are held at once; each has four [d_in, d_in] matrices in float64
@@ -46,16 +47,22 @@ def waves(views: list[Measured], d_in: int) -> Iterator[list[Measured]]:
 def measure(heldout: HeldOut, subject: Subject, views: list[Measured], progress: Progress) -> None:
     """Reconstruct every held-out token in each view, and keep the metrics."""
     sums: list[dict[str, Reconstruction]] = [{} for _ in views]  # by group
-    samples: list[list[Tensor]] = [[] for _ in views]  # reconstructions of the RSA sample
+    samples: list[list[Tensor]] = [[] for _ in views]  # reconstructions of the sampled tokens
+    fired: list[list[SparseLatents]] = [[] for _ in views]  # latents of the sampled tokens
     for batch in heldout.batches:
         x = batch.x  # [n, d_in]
         for i, (m, x_hat, latents, seen) in enumerate(subject.reconstruct(x, views)):
             add_view(heldout, sums[i], m, batch, x_hat, latents, seen)
             samples[i].append(x_hat[batch.sampled])
+            fired[i].append(latents.of_rows(batch.sampled))
             progress.advance(len(x), subject.sae.cfg.name)
     progress.advance((heldout.tokens - sum(len(b.outlier) for b in heldout.batches)) * len(views))  # special tokens
-    for m, mine, sample in zip(views, sums, samples, strict=True):
-        m.rows = {tokens: metrics(heldout, m, mine, torch.cat(sample), tokens) for tokens in ("all", "typical")}
+    for m, mine, sample, sampled in zip(views, sums, samples, fired, strict=True):
+        gram = Gram.of(sampled)
+        subject.gram = subject.gram or gram  # the first view is a full one
+        for tokens in ("all", "typical"):
+            m.rows[tokens] = metrics(heldout, m, mine, tokens)
+            m.rows[tokens] |= similarity(heldout, torch.cat(sample), gram, subject.gram, tokens)
 
 
 def add_view(
@@ -79,17 +86,21 @@ def add_view(
     batch.add_by_document(m.documents, torch.stack([columns.get(name, nothing) for name in SUMS], 1))
 
 
-def metrics(
-    heldout: HeldOut, m: Measured, sums: dict[str, Reconstruction], sample: Tensor, tokens: str
-) -> dict[str, float]:
+def metrics(heldout: HeldOut, m: Measured, sums: dict[str, Reconstruction], tokens: str) -> dict[str, float]:
     """The reconstruction metrics of one view over `all` or `typical` tokens."""
     groups = groups_of(tokens, sums)
     moments, mine = heldout.moments[groups[0]], sums[groups[0]]
     for group in groups[1:]:
         moments: Moments = moments + heldout.moments[group]
         mine: Reconstruction = mine + sums[group]
-    rows = slice(None) if tokens == "all" else heldout.sample_typical
-    return {"n_tokens": mine.n, **mine.row(moments, m.keep), **rsa(heldout.sample[rows], sample[rows])}
+    return {"n_tokens": mine.n, **mine.row(moments, m.keep)}
+
+
+def similarity(heldout: HeldOut, sample: Tensor, gram: Gram, full: Gram, tokens: str) -> dict[str, float]:
+    """RSA between x and x_hat, CKA and RSA between the latents of a view and of the full SAE, on the sampled tokens."""
+    chosen = heldout.sampled[tokens]
+    between = Dissimilarities.of(sample[chosen]).rsa(heldout.dissimilarities[tokens])
+    return between | gram.of_tokens(chosen).similarity(full.of_tokens(chosen))
 
 
 def groups_of(tokens: str, present: Any) -> list[str]:

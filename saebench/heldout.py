@@ -19,6 +19,7 @@ from saebench.metrics import Moments
 from saebench.progress import Progress
 from saebench.saes import SAE
 from saebench.saes.base import Normalised
+from saebench.similarity import Dissimilarities, Gram
 from saebench.sparse import SparseLatents
 from saebench.views import View, kept_latents, latents_of, list_views
 
@@ -82,8 +83,10 @@ class HeldOut:
         self.precision = torch.where(variance > 0, 1 / variance, 0.0) / (variance > 0).sum()  # [d_in]
         for batch in self.batches:
             batch.add_by_document(self.totals, self.two_sums((batch.x - self.centre).square()))
-        self.sample = torch.cat([b.x[b.sampled] for b in self.batches])  # [rsa_tokens, d_in]
-        self.sample_typical = torch.cat([~b.outlier[b.sampled] for b in self.batches])  # [rsa_tokens]
+        sample = torch.cat([b.x[b.sampled] for b in self.batches])  # [n, d_in]
+        typical = torch.cat([~b.outlier[b.sampled] for b in self.batches])  # [n] (bool)
+        self.sampled = {"all": torch.ones_like(typical), "typical": typical}  # of the sampled tokens, those that count
+        self.dissimilarities = {name: Dissimilarities.of(sample[chosen]) for name, chosen in self.sampled.items()}
 
     def two_sums(self, squares: Tensor) -> Tensor:
         """The sum of squares [n, d_in] over dimensions, and the mean with each dimension scaled to unit variance: [n, 2]."""
@@ -144,6 +147,7 @@ class Subject:
     ) -> None:
         self.name, self.sae = name, sae
         self.views: list[Measured] = []
+        self.gram: Gram | None = None  # of the sampled tokens' latents in the first full view
         for view in list_views(sae, cfg):
             keep = kept_latents(view, sae, importance, cfg.seed).to(sae.W_dec.device)
             tuned = view.kind == "budget" and view.mode == "threshold"

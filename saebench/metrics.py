@@ -142,34 +142,6 @@ def cka(xx: Tensor, yy: Tensor, xy: Tensor) -> float:
     return float(torch.linalg.matrix_norm(xy).square() / scale) if scale > 0 else 0.0
 
 
-def dissimilarities(x: Tensor) -> Tensor:
-    """The upper triangle of 1 - Pearson correlation between the rows of x [n, d]: [n (n - 1) / 2], float64."""
-    rows = x.double() - x.double().mean(1, keepdim=True)
-    rows = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1e-300)
-    upper = torch.triu_indices(len(x), len(x), offset=1, device=x.device)
-    return 1 - (rows @ rows.T)[upper[0], upper[1]]
-
-
-def ranks(values: Tensor) -> Tensor:
-    """Ranks of values [n], float64, ties sharing their mean rank."""
-    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
-    ends = counts.cumsum(0).double()
-    return (ends - (counts.double() - 1) / 2)[inverse]
-
-
-def pearson(a: Tensor, b: Tensor) -> float:
-    """Pearson correlation of a and b [n]; 0 if either does not vary."""
-    a, b = a.double() - a.double().mean(), b.double() - b.double().mean()
-    scale = torch.linalg.vector_norm(a) * torch.linalg.vector_norm(b)
-    return float(a @ b / scale) if scale > 0 else 0.0
-
-
-def rsa(x: Tensor, y: Tensor) -> dict[str, float]:
-    """Representational similarity of x [n, d] and y [n, e]: correlations of their dissimilarities (Kriegeskorte et al. 2008)."""
-    a, b = dissimilarities(x), dissimilarities(y)
-    return {"rsa_pearson": pearson(a, b), "rsa_spearman": pearson(ranks(a), ranks(b))}
-
-
 def recovered(clean: float, spliced: float, ablated: float) -> float:
     """(ablated - spliced) / (ablated - clean) of mean cross-entropies: 1 is lossless, 0 no better than the ablation."""
     return (ablated - spliced) / (ablated - clean) if ablated != clean else float("nan")

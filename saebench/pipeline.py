@@ -11,7 +11,7 @@ import platform
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,13 @@ from saebench.member import Member
 from saebench.memory import keep_freed_memory
 from saebench.runs import METRICS, read_latents, write_csv
 from saebench.saes.files import load_sae, save_sae
+from saebench.similarity import save_gram
 from saebench.store import finish, is_done, key_of, lock, open_partial, stage, versions, write_json, write_text
 from saebench.train import importance, train
 from saebench.views import tune_thresholds
 
 TRAIN_NUMERICS = 2  # raised by hand when the weights of an unchanged config change
-EVALUATE_NUMERICS = 3  # raised by hand when the metrics of unchanged weights change
+EVALUATE_NUMERICS = 4  # raised by hand when the metrics of unchanged weights change
 
 
 @dataclass(frozen=True)
@@ -169,15 +170,15 @@ def train_gang(configs: list[RunConfig], folders: list[Path], stream: Stream) ->
 def save_run(folder: Path, member: Member, latents: list[dict[str, Any]], stream: Stream) -> None:
     """Write a trained member, and what is known of its latents, as a finished run."""
     cfg, inputs = member.cfg, run_inputs(member.cfg, stream)
-    partial = open_partial(folder, inputs)
-    save_sae(member.sae, partial)
-    write_csv(partial / "train.csv", member.log)
-    write_csv(partial / "latents.csv", latents)
+    unfinished = open_partial(folder, inputs)
+    save_sae(member.sae, unfinished)
+    write_csv(unfinished / "train.csv", member.log)
+    write_csv(unfinished / "latents.csv", latents)
     from omegaconf import OmegaConf
 
-    write_text(partial / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(as_dict(cfg))))
-    write_json(partial / "env.json", environment(stream.device) | {"activations": stream.stats.summary})
-    finish(partial, folder, inputs)
+    write_text(unfinished / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(as_dict(cfg))))
+    write_json(unfinished / "env.json", environment(stream.device) | {"activations": stream.stats.summary})
+    finish(unfinished, folder, inputs)
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -226,13 +227,16 @@ def measure(todo: dict[Path, RunConfig], stream: Stream) -> None:
     for (folder, one), subject in zip(todo.items(), subjects, strict=True):
         named = describe_run(folder.name, one, len(stream.stats.mean))
         path, inputs = evaluation_stage(folder, one)
-        documents = list(document_rows(heldout, subject))
+        metrics = [named | row for row in rows[folder.name]]
+        stage(path, inputs, partial(save_evaluation, metrics=metrics, heldout=heldout, subject=subject))
 
-        def make(partial: Path, name: str = folder.name, named: Any = named, documents: Any = documents) -> None:
-            write_csv(partial / "metrics.csv", [named | row for row in rows[name]], METRICS)
-            write_csv(partial / "documents.csv", documents)
 
-        stage(path, inputs, make)
+def save_evaluation(folder: Path, metrics: list[dict[str, Any]], heldout: HeldOut, subject: Subject) -> None:
+    """Write what was measured of one run: its rows, its sums by document, its latents on the sampled tokens."""
+    write_csv(folder / "metrics.csv", metrics, METRICS)
+    write_csv(folder / "documents.csv", list(document_rows(heldout, subject)))
+    assert subject.gram is not None
+    save_gram(folder / "latents.safetensors", subject.gram, heldout.sampled["typical"])
 
 
 def describe_run(name: str, cfg: RunConfig, d_in: int) -> dict[str, Any]:

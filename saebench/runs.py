@@ -54,6 +54,9 @@ METRICS = [
     "rsa_pearson",
     "rsa_spearman",
     "dead_fraction",
+    "cka_latents",
+    "rsa_latents_pearson",
+    "rsa_latents_spearman",
 ]
 
 

@@ -87,6 +87,13 @@ class SparseLatents:
         running = torch.cat([self.offsets.new_zeros(1), stays.cumsum(0)])  # [nnz + 1]
         return SparseLatents(running[self.offsets], self.indices[stays], self.values[stays], self.d_sae)
 
+    def of_rows(self, chosen: Tensor) -> SparseLatents:
+        """Only the rows in `chosen` [rows] (bool)."""
+        stays = chosen[self.row_of_entry]  # [nnz]
+        lengths = self.offsets.diff()[chosen]
+        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        return SparseLatents(offsets, self.indices[stays], self.values[stays], self.d_sae)
+
     def check(self) -> None:
         """Raise InputError unless offsets rise from 0 to nnz and indices lie in [0, d_sae); for latents made elsewhere.
 

@@ -13,7 +13,7 @@ import yaml
 COLUMNS = """
 run variant model layer site data seed order_seed d_in d_sae k coefficient view rule order m budget mode tokens n_tokens
 ce_tokens l0 l0_p05 l0_p95 mse nmse fvu fvu_std cosine ce_clean ce_sae ce_zero ce_mean recovered_zero recovered_mean kl
-cka cka_std rsa_pearson rsa_spearman dead_fraction
+cka cka_std rsa_pearson rsa_spearman dead_fraction cka_latents rsa_latents_pearson rsa_latents_spearman
 """
 VARIANTS = ("relu", "jumprelu", "topk", "batchtopk", "matryoshka", "hierarchical")
 MODES = {"topk": "topk", "hierarchical": "topk"}

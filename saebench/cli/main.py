@@ -94,9 +94,10 @@ def evaluate(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
 @app.command()
 def tables(outputs: Outputs = Path("outputs")) -> None:
     """Pivot the metrics of all runs into outputs/tables, and print the result."""
+    from saebench.seeds import write_seeds
     from saebench.tables import result_table, write_tables
 
-    written = write_tables(outputs)
+    written = [*write_tables(outputs), *write_seeds(outputs)]
     print(result_table(outputs))
     print(f"{len(written)} tables in {outputs / 'tables'}")
 

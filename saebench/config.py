@@ -10,7 +10,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from saebench.checks import at_least, one_of, require, share
+from saebench.checks import InputError, at_least, one_of, require, share
+from saebench.sae_configs import SAE_VARIANTS, SAEConfig
 
 SITES = ("resid_pre", "resid_post", "mlp_out", "attn_out")
 RULES = ("energy", "frequency", "norm_energy", "decoder_norm", "random", "unsorted")
@@ -209,3 +210,23 @@ class RunConfig:
 def as_dict(cfg: Any) -> dict[str, Any]:
     """A config dataclass as plain nested dictionaries, ready for JSON."""
     return dataclasses.asdict(cfg)
+
+
+def from_dict(values: dict[str, Any]) -> RunConfig:
+    """The config that `as_dict` made `values` of, as config.yaml holds it. Raises InputError for keys of another version."""
+    sections = {
+        "model": ModelConfig,
+        "data": DataConfig,
+        "sae": SAE_VARIANTS.get(values.get("sae", {}).get("name"), SAEConfig),
+        "sparsity": SparsityConfig,
+        "train": TrainConfig,
+        "evaluate": EvaluateConfig,
+        "experiment": ExperimentConfig,
+    }
+    made = dict(values)
+    for name, schema in sections.items():
+        try:
+            made[name] = schema(**values[name])
+        except (KeyError, TypeError) as error:
+            raise InputError(f"config.yaml: {name}: written by another version of saebench ({error})") from error
+    return RunConfig(**made)

@@ -21,7 +21,7 @@ from saebench.saes import SAE
 from saebench.saes.base import Normalised
 from saebench.similarity import Dissimilarities, Gram
 from saebench.sparse import SparseLatents
-from saebench.views import View, kept_latents, latents_of, list_views
+from saebench.views import View, kept_latents, latents_of, list_views, prefixes_of
 
 SUMS = ("tokens", "residual", "residual_std", "ce_tokens", "ce_sae", "ce_clean")  # of a document, in one view
 GROUPS = ("typical", "outlier")  # tokens of ordinary and of outlying norm; their sums add up to those of all tokens
@@ -152,7 +152,7 @@ class Subject:
             keep = kept_latents(view, sae, importance, cfg.seed).to(sae.W_dec.device)
             tuned = view.kind == "budget" and view.mode == "threshold"
             self.views.append(Measured(view, keep, thresholds[view.budget or 0] if tuned else None))
-        self.ce_views = choose(self.views, cfg.ce_views)
+        self.ce_views = choose(self.views, cfg.ce_views, bool(prefixes_of(sae)))
 
     def reconstruct(
         self, x: Tensor, views: list[Measured]
@@ -165,10 +165,11 @@ class Subject:
             yield measured, seen.undo(self.sae.decode(latents)), latents, seen
 
 
-def choose(views: list[Measured], most: int) -> list[Measured]:
+def choose(views: list[Measured], most: int, nested: bool = True) -> list[Measured]:
     """At most `most` views for the cross-entropy: the full ones, then prefixes, budgets and prunings in turn.
 
     Within each kind all sizes come in one order and mode before the next: select_then_prune and the token's largest first.
+    Prefixes of an SAE that is not `nested` come last.
     """
     kinds: dict[str, list[Measured]] = {"full": [], "prefix": [], "budget": [], "pruned": []}
     for measured in views:
@@ -178,6 +179,7 @@ def choose(views: list[Measured], most: int) -> list[Measured]:
         kinds[kind].sort(
             key=lambda m: (rules.index(m.view.rule), m.view.order != "select_then_prune", m.view.mode != "topk")
         )
-    turns = zip_longest(kinds["prefix"], kinds["budget"], kinds["pruned"])
+    last = [] if nested else kinds.pop("prefix")
+    turns = zip_longest(kinds.get("prefix", []), kinds["budget"], kinds["pruned"])
     rest = [m for turn in turns for m in turn if m is not None]
-    return (kinds["full"] + rest)[:most]
+    return (kinds["full"] + rest + last)[:most]

@@ -41,6 +41,7 @@ from saebench.train import importance, train
 from saebench.views import tune_thresholds
 
 TRAIN_NUMERICS = 2  # raised by hand when the weights of an unchanged config change
+VIEW_KEYS = ("sizes", "rules", "orders", "scale_k", "budgets", "ce_views")  # of evaluate: each SAE's own
 EVALUATE_NUMERICS = 4  # raised by hand when the metrics of unchanged weights change
 
 
@@ -192,10 +193,11 @@ def evaluate_gang(configs: list[RunConfig], folders: list[Path], stream: Stream)
     groups: dict[str, list[int]] = {}
     for i, cfg in enumerate(configs):
         groups.setdefault(key_of(evaluation_inputs(cfg)), []).append(i)
+    opened: dict[str, HeldOut] = {}
     for group in groups.values():
         todo = {folders[i]: configs[i] for i in group if not is_done(*evaluation_stage(folders[i], configs[i]))}
         if todo:
-            measure(todo, stream)
+            measure(todo, stream, open_heldout(configs[group[0]], stream, opened))
         for i in group:
             rows = evaluation_stage(folders[i], configs[i])[0] / "metrics.csv"
             write_text(folders[i] / "metrics.csv", rows.read_text(encoding="utf-8"))
@@ -212,7 +214,17 @@ def evaluation_stage(folder: Path, cfg: RunConfig) -> tuple[Path, dict[str, Any]
     return folder / "evaluations" / key_of(inputs), inputs
 
 
-def measure(todo: dict[Path, RunConfig], stream: Stream) -> None:
+def open_heldout(cfg: RunConfig, stream: Stream, opened: dict[str, HeldOut]) -> HeldOut:
+    """The held-out tokens with their activations, kept in `opened` for all evaluations that differ only in views asked for."""
+    shared = {key: value for key, value in as_dict(cfg.evaluate).items() if key not in VIEW_KEYS}
+    key = key_of(shared)
+    if key not in opened:
+        opened.clear()  # their activations are kept in memory
+        opened[key] = HeldOut(stream.lm(), stream.store, stream.stats, cfg.evaluate, cfg.data.dtype)
+    return opened[key]
+
+
+def measure(todo: dict[Path, RunConfig], stream: Stream, heldout: HeldOut) -> None:
     """Evaluate trained runs and write each evaluation as a stage of its own."""
     cfg = next(iter(todo.values()))
     tuning = stream.shards.read(0).rows()[: cfg.evaluate.threshold_tokens].to(stream.device)
@@ -222,7 +234,6 @@ def measure(todo: dict[Path, RunConfig], stream: Stream) -> None:
         budgets = [j for j in one.evaluate.budgets if j <= sae.d_sae]
         thresholds = tune_thresholds(sae, tuning, budgets, one.evaluate.batch)
         subjects.append(Subject(folder.name, sae, read_latents(folder / "latents.csv"), thresholds, one.evaluate))
-    heldout = HeldOut(stream.lm(), stream.store, stream.stats, cfg.evaluate, cfg.data.dtype)
     rows = evaluate(heldout, subjects)
     for (folder, one), subject in zip(todo.items(), subjects, strict=True):
         named = describe_run(folder.name, one, len(stream.stats.mean))

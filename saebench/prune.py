@@ -22,9 +22,11 @@ from saebench.config import ORDERS, RULES
 from saebench.runs import read_latents, write_csv
 from saebench.sae_configs import (
     BatchTopKConfig,
+    GatedConfig,
     HierarchicalConfig,
     JumpReLUConfig,
     MatryoshkaConfig,
+    MultiTopKConfig,
     ReLUConfig,
     SAEConfig,
     TopKConfig,
@@ -95,9 +97,9 @@ def pruned_config(cfg: SAEConfig, keep: Tensor) -> SAEConfig:
     """The configuration for the kept latents: k at most their number, prefixes and budgets cut to them, no L0 to steer to."""
     m = int(keep.sum())
     changes: dict[str, Any] = {"d_sae": m}
-    if isinstance(cfg, ReLUConfig | JumpReLUConfig):
+    if isinstance(cfg, ReLUConfig | GatedConfig | JumpReLUConfig):
         changes["target_l0"] = None
-    if isinstance(cfg, TopKConfig | BatchTopKConfig | MatryoshkaConfig | HierarchicalConfig):
+    if isinstance(cfg, TopKConfig | MultiTopKConfig | BatchTopKConfig | MatryoshkaConfig | HierarchicalConfig):
         changes["k"] = min(cfg.k, m)
     if isinstance(cfg, MatryoshkaConfig):
         changes["prefixes"] = sorted({int(keep[:p].sum()) for p in cfg.prefixes or []} - {0})

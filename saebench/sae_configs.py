@@ -44,6 +44,19 @@ class ReLUConfig(SAEConfig):
 
 
 @dataclass
+class GatedConfig(SAEConfig):
+    """saes/gated.py."""
+
+    l1: float  # coefficient of sum_i relu(gate_i)
+    target_l0: float | None  # the coefficient is steered towards this mean L0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("sae.l1", self.l1, 0)
+        check_target(self)
+
+
+@dataclass
 class JumpReLUConfig(SAEConfig):
     """saes/jumprelu.py."""
 
@@ -71,6 +84,21 @@ class TopKConfig(SAEConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_k(self)
+
+
+@dataclass
+class MultiTopKConfig(SAEConfig):
+    """saes/multitopk.py."""
+
+    k: int  # latents per token at inference
+    wide_multiple: int  # the second level keeps this multiple of k, at most d_sae
+    wide_weight: float  # weight of the second level's loss
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_k(self)
+        at_least("sae.wide_multiple", self.wide_multiple, 2)
+        at_least("sae.wide_weight", self.wide_weight, 0)
 
 
 @dataclass
@@ -137,21 +165,23 @@ class HierarchicalConfig(SAEConfig):
 
 SAE_VARIANTS: dict[str, type[SAEConfig]] = {
     "relu": ReLUConfig,
+    "gated": GatedConfig,
     "jumprelu": JumpReLUConfig,
     "topk": TopKConfig,
+    "multitopk": MultiTopKConfig,
     "batchtopk": BatchTopKConfig,
     "matryoshka": MatryoshkaConfig,
     "hierarchical": HierarchicalConfig,
 }
 
 
-def check_k(cfg: TopKConfig | BatchTopKConfig | MatryoshkaConfig | HierarchicalConfig) -> None:
+def check_k(cfg: TopKConfig | MultiTopKConfig | BatchTopKConfig | MatryoshkaConfig | HierarchicalConfig) -> None:
     """Raise InputError unless k lies in [1, d_sae]."""
     at_least("sae.k", cfg.k, 1)
     require(cfg.k <= cfg.d_sae, f"sae.k={cfg.k}: cannot exceed sae.d_sae={cfg.d_sae}")
 
 
-def check_target(cfg: ReLUConfig | JumpReLUConfig) -> None:
+def check_target(cfg: ReLUConfig | GatedConfig | JumpReLUConfig) -> None:
     """Raise InputError unless target_l0 is None or lies in (0, d_sae]."""
     ok = cfg.target_l0 is None or 0 < cfg.target_l0 <= cfg.d_sae
     require(ok, f"sae.target_l0={cfg.target_l0}: must lie above 0 and not exceed sae.d_sae={cfg.d_sae}")

@@ -5,6 +5,7 @@ Pruning, nesting and budgets are one thing: `View` names it, `latents_of` applie
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -117,12 +118,27 @@ def latents_of(view: View, sae: SAE, acts: Tensor, keep: Tensor, threshold: floa
 def tune_thresholds(sae: SAE, x: Tensor, budgets: list[int], batch: int) -> dict[int, float]:
     """For each budget j the threshold under which training activations x [n, d_in] have a mean of j active latents.
 
-    It lies midway between the (n j)-th and the next largest activation. Each token's largest 4 * max(budgets) activations
-    are looked at; a token with more above a threshold would be counted short, which the measured L0 shows.
+    See `threshold_for`.
     """
     if not budgets:
         return {}
-    width = min(sae.d_sae, 4 * max(budgets))
+    values = largest_acts(sae, x, max(budgets), batch)
+    return {j: threshold_for(values, len(x) * j) for j in budgets}
+
+
+@torch.no_grad()
+def largest_acts(sae: SAE, x: Tensor, l0: float, batch: int) -> Tensor:
+    """The n * l0 + 1 largest activations that x [n, d_in] has, falling, among each token's 4 * l0 largest.
+
+    A token with more of them would be counted short, which the measured L0 shows.
+    """
+    width = min(sae.d_sae, math.ceil(4 * l0))
     parts = [row_topk(sae.acts(sae.normalise(part).x), width)[0] for part in x.split(batch)]
-    values = flat_topk(torch.cat(parts), min(len(x) * max(budgets) + 1, len(x) * width))[0].sort(descending=True).values
-    return {j: float(values[len(x) * j - 1 : len(x) * j + 1].mean()) for j in budgets}
+    count = min(round(len(x) * l0) + 1, len(x) * width)
+    return flat_topk(torch.cat(parts), count)[0].sort(descending=True).values
+
+
+def threshold_for(values: Tensor, count: float) -> float:
+    """The threshold that `count` of the falling values exceed, midway between the last of them and the next."""
+    last = max(1, round(count))
+    return float(values[last - 1 : last + 1].mean())

@@ -10,7 +10,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "saebench"
 FLOORS = [
     {"checks", "__init__"},
-    {"sae_configs", "config"},
+    {"sae_configs"},
+    {"config"},
     {"progress", "pythondocs", "assets"},
     {"store", "kernels", "memory", "metrics", "schedules", "textfiles"},
     {"sparse", "optim"},
@@ -21,7 +22,8 @@ FLOORS = [
     {"recapture"},
     {"evaluate"},
     {"pipeline"},
-    {"search"},
+    {"calibrate", "search"},
+    {"plan"},
     {"cli", "assets.build"},
     {"__main__"},
 ]

@@ -26,3 +26,7 @@ def test_cross_entropy_covers_every_kind_and_size() -> None:
             assert [v.budget for v in mine] == [4, 8, 16, 32]
             assert {v.mode for v in mine} == {"topk"}
     assert choose(views, 0) == []
+    unsorted = [m.view.kind for m in choose(views, 1000, nested=False)]
+    assert unsorted[:2] == ["full", "full"]
+    assert unsorted[-12:] == ["prefix"] * 12  # 4 sizes, in 3 ways each
+    assert "prefix" not in unsorted[:-12]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from saebench.member import Member, compiled
 from saebench.pipeline import TRAIN_NUMERICS
 from saebench.saes import REGISTRY, build
 from saebench.saes.files import load_sae, save_sae
+from saebench.saes.gated import Gated
 from saebench.saes.jumprelu import _Jump
 from saebench.saes.matryoshka import Matryoshka
 from saebench.train import running
@@ -116,6 +118,50 @@ def test_jumprelu_gradients_are_those_of_a_smoothed_step() -> None:
 
     numerical = (expectation(1 + step) - expectation(1 - step)) / (2 * step)
     assert float(grad) == pytest.approx(numerical, rel=1e-3)
+
+
+def test_gated_by_hand() -> None:
+    sae = build(sae_config("gated", d_sae=2, l1=0.5, input="none"), stats_of(synthetic(64)), 0)
+    assert isinstance(sae, Gated)
+    with torch.no_grad():
+        for name, values in {"r_mag": [0.0, 1.0], "b_mag": [-1.0, 0.0], "b_enc": [0.0, -3.0]}.items():
+            getattr(sae, name).copy_(torch.tensor(values))
+        sae.W_enc.zero_()[0, 0] = sae.W_enc[1, 1] = 1.0
+        sae.W_dec.zero_()[0, 0] = sae.W_dec[1, 1] = 1.0
+        sae.b_dec.zero_()
+    x = torch.zeros(3, 24)
+    x[:, :2] = torch.tensor([[3.0, 2.0], [0.5, 4.0], [-1.0, 1.0]])
+    z = sae.encode(x).dense()  # gate above 0: x_0 > 0 and x_1 > 3; magnitudes x_0 - 1 and e x_1
+    torch.testing.assert_close(z, torch.tensor([[2.0, 0.0], [0.0, 4 * math.e], [0.0, 0.0]]))
+    step = sae.loss(x, 1.0)
+    opened = torch.zeros(3, 24)
+    opened[:, :2] = torch.tensor([[3.0, 0.0], [0.5, 1.0], [0.0, 0.0]])
+    full = torch.zeros(3, 24)
+    full[:, :2] = z
+    expected = ((x - full).square() + (x - opened).square()).mean() + 0.5 * opened.sum() / 3 / 24
+    torch.testing.assert_close(step.loss.detach(), expected)
+    step.loss.backward()
+    assert sae.W_dec.grad is not None
+    slope = 2 * (full - x) / x.numel()
+    torch.testing.assert_close(sae.W_dec.grad, z.T @ slope)  # the gate's reconstruction does not move the decoder
+
+
+def test_multitopk_is_the_weighted_sum_of_two_topk_losses() -> None:
+    stats = stats_of(synthetic(512))
+    both, narrow, wide = (
+        build(cfg, stats, 0)
+        for cfg in (sae_config("multitopk", k=4), sae_config("topk", k=4), sae_config("topk", k=16))
+    )
+    x = both.normalise(synthetic(64)).x
+    steps = [sae.loss(x, 1.0) for sae in (both, narrow, wide)]
+    for step in steps:
+        step.loss.backward()
+    losses = [step.loss.detach() for step in steps]
+    torch.testing.assert_close(losses[0], losses[1] + losses[2] / 8)
+    for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
+        mine, first, second = (getattr(sae, name).grad for sae in (both, narrow, wide))
+        torch.testing.assert_close(mine, first + second / 8)
+    assert len(both.encode(synthetic(10)).values) == 40
 
 
 def test_each_member_has_a_compiled_function_of_its_own_and_no_step_recompiles_it() -> None:

@@ -64,6 +64,17 @@ def sweep(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
 
 
 @app.command()
+def plan(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
+    """State how long a sweep would take, and the disk and memory, from short measurements here; writes nothing."""
+    from saebench.compose import load_sweep
+
+    configs = load_sweep(overrides or [], config_dir)
+    from saebench.plan import plan
+
+    print(plan(configs))
+
+
+@app.command()
 def cache(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
     """Tokenise the text and cache the activations that a run would train on."""
     from saebench.compose import load
@@ -150,6 +161,19 @@ def prune(
     from saebench.prune import prune
 
     print(prune(run, rule, keep, order, into, seed))
+
+
+@app.command()
+def calibrate(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run, batchtopk or matryoshka")],
+    l0: Annotated[float | None, typer.Option(help="The mean L0 to reach; its k if left out")] = None,
+    tokens: Annotated[str, typer.Option(help="Measured on: train, or heldout")] = "train",
+    into: Annotated[Path | None, typer.Option(help="The new folder; RUN/calibrated/TOKENS-L0 if left out")] = None,
+) -> None:
+    """Save an SAE with its threshold set anew, to its k or to any mean L0; the last line printed is its folder."""
+    from saebench.calibrate import calibrate
+
+    print(calibrate(run, l0, tokens, into))
 
 
 @app.command()

@@ -39,11 +39,12 @@ class ReLU(SAE):
         loss = (x - x_hat).square().mean() + penalty
         active = z.detach() > 0  # [n, d_sae]
         l0 = active.sum() / len(x)
-        self.steer(l0)
+        self.coefficient.copy_(steered(self.coefficient, l0, self.cfg.target_l0))
         return Step(loss, x_hat.detach(), active.any(0), l0)
 
-    def steer(self, l0: Tensor) -> None:
-        """Move the coefficient so that the mean L0 approaches the target, if there is one."""
-        if self.cfg.target_l0 is not None:
-            error = (l0 / self.cfg.target_l0 - 1).clamp(-1, 1)
-            self.coefficient.mul_((STEER * error).exp())
+
+def steered(coefficient: Tensor, l0: Tensor, target_l0: float | None) -> Tensor:
+    """The coefficient [] moved so that the mean L0 [] approaches the target, if there is one."""
+    if target_l0 is None:
+        return coefficient
+    return coefficient * (STEER * (l0 / target_l0 - 1).clamp(-1, 1)).exp()

@@ -33,7 +33,10 @@ MEASURES = {  # column: heading, decimals
     "ce_increase": ("CE increase", 4),
     "recovered_zero": ("recovered", 4),
     "dead_fraction": ("dead", 4),
+    "rsa_pearson": ("RSA", 4),
+    "rsa_spearman": ("RSA rank", 4),
 }
+UNSHOWN = ("cka", "rsa_pearson", "rsa_spearman")  # in result_table
 TEXTS = ["run", "variant", "model", "site", "data", "view", "rule", "order", "mode"]
 INTEGERS = ["layer", "d_sae", "k", "m", "budget", "seed", "order_seed"]
 CAPTION = (
@@ -89,7 +92,7 @@ def result_table(outputs: Path) -> str:
     several = varying(shown)
     fixed = [f"{name} {shown[name].iloc[0]}" for name in [*PLACE, "tokens"] if name not in several]
     keys = [*(key for key in several if key not in SPARSITY), "sparsity"]
-    measured = [name for name in MEASURES if name != "cka" and max(shown[f"{name}_count"]) > 0]
+    measured = [name for name in MEASURES if name not in UNSHOWN and max(shown[f"{name}_count"]) > 0]
     cuts = [measured[:n] for n in range(len(measured), 0, -1)]
     layouts = [*((names, True) for names in cuts[:3]), *((names, False) for names in cuts)]
     texts = [align(display(shown, keys, names, spread, 3)) for names, spread in layouts]
@@ -270,9 +273,7 @@ def display(table: pd.DataFrame, keys: list[str], measures: list[str], spread: b
 
 def cell(value: Any) -> str:
     """A key as text: nothing for a missing one, no .0 behind whole numbers."""
-    if missing(value):
-        return ""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return "" if missing(value) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def number(mean: float, sd: float, decimals: int) -> str:
@@ -287,9 +288,8 @@ def align(table: pd.DataFrame) -> str:
     columns = [[name, *table[name]] for name in table]
     widths = [max(map(len, column)) for column in columns]
     sides = ["<" if name == "variant" else ">" for name in table]
-    lines = zip(*columns, strict=True)
-    padded = (zip(line, sides, widths, strict=True) for line in lines)
-    return "\n".join("  ".join(f"{text:{side}{width}}" for text, side, width in line) for line in padded)
+    lines = (zip(line, sides, widths, strict=True) for line in zip(*columns, strict=True))
+    return "\n".join("  ".join(f"{text:{side}{width}}" for text, side, width in line) for line in lines)
 
 
 def markdown(table: pd.DataFrame) -> str:

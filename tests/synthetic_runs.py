@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ RULES = {
     "energy": (1.0, -0.45),
     "frequency": (1.04, -0.47),
     "norm_energy": (0.98, -0.44),
+    "decoder_norm": (1.15, -0.6),
     "random": (1.2, -0.7),
     "": (1.1, -0.8),
 }
@@ -129,6 +131,8 @@ def metrics_of(config: dict[str, Any], run: str, rng: np.random.Generator) -> li
                 "fvu_std": min(1.2 * fvu, 1.0),
                 "cka": 1 - 0.01 * fvu,
                 "cka_std": 1 - 0.8 * min(fvu, 1),
+                "rsa_pearson": 1 - 0.7 * min(fvu, 1),
+                "rsa_spearman": 1 - 0.75 * min(fvu, 1),
             }
             ce = {"ce_clean": 3.2, "ce_sae": 3.2 + 2.5 * fvu**1.5, "ce_zero": 9.0, "ce_mean": 8.0, "ce_tokens": 8192}
             ce["recovered_zero"] = (9.0 - ce["ce_sae"]) / 5.8
@@ -154,7 +158,8 @@ def train_of(variant: str, d_sae: int, k: int, rng: np.random.Generator) -> pd.D
     sparse = k * (1 + (9 * np.exp(-step / 300) if variant in ("relu", "jumprelu") else 0 * step))
     dead = 0.05 * (1 - np.exp(-step / 800)) * rng.normal(1, 0.05) * d_sae
     columns = {"step": step, "tokens": step * 2048, "loss": fvu * 0.9, "fvu": fvu, "l0": sparse, "dead": dead}
-    return pd.DataFrame(columns | {"lr": 1e-3, "tokens_per_s": 1e5})
+    seconds = step * 2048 * 1e-9 * d_sae * rng.normal(1, 0.05)
+    return pd.DataFrame(columns | {"lr": 1e-3, "tokens_per_s": 1e5, "seconds": seconds})
 
 
 def latents_of(d_sae: int, k: int, rng: np.random.Generator) -> pd.DataFrame:
@@ -163,6 +168,25 @@ def latents_of(d_sae: int, k: int, rng: np.random.Generator) -> pd.DataFrame:
     frequency = np.minimum(k / 6 * rank**-0.9, 1.0) * (rank < 0.97 * d_sae)
     energy = frequency * rng.lognormal(0, 0.4, d_sae)
     return pd.DataFrame({"latent": np.arange(d_sae), "frequency": frequency, "energy": energy, "decoder_norm": 1.0})
+
+
+def write_levels(outputs: Path) -> None:
+    """Write tables/levels.csv from tables/runs.csv: groups between SHARES, decaying in a Matryoshka SAE; relu has none."""
+    rows = []
+    for run in pd.read_csv(outputs / "tables" / "runs.csv").to_dict("records"):
+        ends = [0, *(int(run["d_sae"] * share) for share in (*SHARES, 1))]
+        groups = [] if run["variant"] == "relu" else list(pairwise(ends))
+        for level, (first, last) in [*enumerate(groups), ("all", (0, run["d_sae"]))]:
+            fall = (last / run["d_sae"]) ** -0.5 if run["variant"] == "matryoshka" else 1.0
+            measured = {
+                "frequency": 0.01 * fall,
+                "energy": 0.02 * fall,
+                "dead": 0.01,
+                "max_cosine": 0.3 + 0.01 * run["seed"],
+            }
+            named = {"run": run["run"], "seed": run["seed"], "variant": run["variant"]}
+            rows.append(named | {"level": level, "first": first, "last": last} | measured)
+    pd.DataFrame(rows).to_csv(outputs / "tables" / "levels.csv", index=False)
 
 
 def write_grid(outputs: Path, ks: tuple[int, ...] = (16, 32)) -> None:

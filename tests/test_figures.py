@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
 
 from saebench.checks import InputError
 from saebench.figures import FIGURES, draw_figures
@@ -18,7 +19,8 @@ from saebench.figures.sparsity import against_l0
 from saebench.figures.style import LOOKS, look
 from saebench.sae_configs import SAE_VARIANTS
 from saebench.tables import write_tables
-from tests.synthetic_runs import BUDGETS, SHARES, VARIANTS, write_run
+from tests.synthetic_runs import BUDGETS, SHARES, VARIANTS, write_levels, write_run
+from tests.synthetic_runs import RULES as MEASURED
 
 
 def lines_of(ax) -> list[tuple[str, np.ndarray]]:
@@ -29,13 +31,14 @@ def lines_of(ax) -> list[tuple[str, np.ndarray]]:
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tables of six variants, two sizes, two seeds, k 16."""
+    """Tables, levels among them, of six variants, two sizes, two seeds, k 16."""
     folder = tmp_path_factory.mktemp("outputs")
     for variant in VARIANTS:
         for d_sae in (256, 1024):
             for seed in (0, 1):
                 write_run(folder, variant, d_sae, 16, seed)
     write_tables(folder)
+    write_levels(folder)
     return folder
 
 
@@ -75,12 +78,60 @@ def test_k_scaled_with_size_is_matched(tmp_path: Path) -> None:
     assert rows == [[1, 1, 1], [1, 1, 2]]  # rows k = 8 and k = 32; 32 * 256 / 1024 = 8
 
 
-def test_pruning_rules_draws_every_rule(group: Group) -> None:
+@pytest.fixture(scope="module")
+def rules(group: Group) -> Figure:
+    """The one page of pruning_rules of `group`."""
     (figure,) = pruning_rules(group)
-    drawn = [[label for label, _ in lines_of(ax)] for ax in figure.axes]
-    labels = [label for label, _, _ in RULES.values()]
+    return figure
+
+
+def test_pruning_rules_draws_every_rule(rules: Figure) -> None:
+    drawn = [[label for label, _ in lines_of(ax)] for ax in rules.axes]
+    labels = [label for rule, (label, _, _) in RULES.items() if rule in MEASURED]
+    assert len(labels) == len(MEASURED)
     assert drawn == [labels] * 12 + [labels, [], []] * 2  # relu and jumprelu know one order
-    assert all(not ax.axison for ax in figure.axes if not lines_of(ax))
+    assert all(not ax.axison for ax in rules.axes if not lines_of(ax))
+
+
+def test_pruning_rules_are_held_against_prefixes_and_smaller_saes(rules: Figure) -> None:
+    drawn = [
+        [(str(line.get_label()), len(np.asarray(line.get_xdata()))) for line in ax.get_lines() if line.get_gid()]
+        for ax in rules.axes
+    ]
+    nested = ("Matryoshka (prefix)", len(SHARES) + 1)
+    topk, matryoshka = drawn[:3], drawn[6:9]
+    smaller = ("TopK, trained at size m", 1)
+    assert topk == [[nested, smaller], [nested, smaller], [nested]]  # no TopK SAE of k 16 * 256 / 1024
+    assert matryoshka == [[("Matryoshka, trained at size m", 1)]] * 2 + [[]]
+    legend = [text.get_text() for text in rules.legends[0].get_texts()]
+    assert legend[len(MEASURED) :][:2] == [nested[0], smaller[0]]
+
+
+def test_a_rate_chosen_for_each_size_does_not_part_sizes(tmp_path: Path) -> None:
+    write_run(tmp_path, "topk", 1024, train__lr=0.001)
+    write_run(tmp_path, "topk", 256, train__lr=0.002)
+    write_tables(tmp_path)
+    (group,) = read_groups(tmp_path)
+    (figure,) = against_size(group, "fvu")
+    assert [len(points) for _, points in lines_of(figure.axes[0])] == [len(SHARES) + 1, 1]
+
+
+def test_tables_of_an_older_saebench_name_the_command(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    write_tables(tmp_path)
+    path = tmp_path / "tables" / "views.csv"
+    path.write_text(path.read_text().replace("rsa_pearson", "former"))
+    with pytest.raises(InputError, match=r"without rsa_pearson; run `saebench tables` again"):
+        draw_figures(tmp_path)
+
+
+@pytest.mark.parametrize("metric", ["rsa_pearson", "rsa_spearman", "fvu_std"])
+def test_further_metrics_are_drawn_against_size_and_l0(group: Group, metric: str) -> None:
+    (size,), sparse = against_size(group, metric), against_l0(group, metric)
+    assert [len(lines_of(ax)) for ax in size.axes] == [13, 9, 5]  # 7 and 5 curves, the smaller SAEs of 6 and 4 variants
+    assert all(lines_of(ax) for figure in sparse for ax in figure.axes)
+    scales = {ax.get_yscale() for figure in (size, *sparse) for ax in figure.axes}
+    assert scales == ({"log"} if metric == "fvu_std" else {"linear"})
 
 
 def test_against_l0_draws_points_and_budgets(tmp_path: Path) -> None:

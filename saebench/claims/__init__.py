@@ -52,5 +52,8 @@ def write(path: Path, experiment: str, rows: list[dict[str, Any]]) -> None:
         former = pd.read_csv(path)
         kept = former.loc[former["experiment"] != experiment]
         table = pd.concat([kept, table], ignore_index=True) if len(kept) else table
+    if table.empty:
+        path.unlink(missing_ok=True)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, table.to_csv(index=False))

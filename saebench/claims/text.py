@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -9,9 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from saebench.claims.judge import Finding, Judged
+from saebench.claims.judge import Finding, Judged, shown
 from saebench.claims.rows import Evidence
-from saebench.claims.spec import PairClaim
+from saebench.claims.spec import PairClaim, RowClaim
 from saebench.tables import WIDTH, align
 
 VERDICT = "verdict"
@@ -28,14 +29,22 @@ def claim_rows(experiment: str, judged: list[Judged]) -> list[dict[str, Any]]:
     rows = []
     for one in judged:
         named = {"experiment": experiment, "id": one.claim.id}
-        rows.append(
-            named | fields_of(one.verdict) | {"condition": VERDICT, "source": one.claim.source, "text": one.claim.text}
-        )
+        said = {"condition": VERDICT, "source": one.claim.source, "text": one.claim.text}
+        rows.append(named | fields_of(one.verdict) | said | margin_of(one.claim))
         for condition in one.conditions or [None]:
             rows += [named | fields_of(condition)] if condition else []
             own = (f for f in one.comparisons if condition is None or f.condition == condition.condition)
             rows += [named | fields_of(f) for f in own if f.comparison]
     return rows
+
+
+def margin_of(claim: PairClaim | RowClaim) -> dict[str, Any]:
+    """The effects that do not count, in the unit of `effect`: around none, or around the factor that the claim names."""
+    if isinstance(claim, RowClaim):
+        return {"margin_low": None, "margin_high": None}
+    middle = math.log(claim.factor)  # 0 without a factor
+    low, high = (shown(middle + bound, claim.margin.relative is not None) for bound in claim.margin.bounds())
+    return {"margin_low": low, "margin_high": high}
 
 
 def fields_of(finding: Finding) -> dict[str, Any]:

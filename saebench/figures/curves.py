@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from saebench.figures.data import Config, Group, pages
-from saebench.figures.style import band, entry, grid, head, legend, name_axes, scale
+from saebench.figures.style import band, decades, entry, grid, head, legend, name_axes, scale
 
 IMPORTANCE = {"energy": "energy E[z²]", "frequency": "firing frequency\n(share of tokens)"}
 TRAINING = {"fvu": "FVU of the batch", "l0": "L0 (latents per token)", "dead": "dead latents\n(share of d_sae)"}
@@ -28,6 +28,8 @@ def importance_page(group: Group, latents: pd.DataFrame, panels: list[tuple[int,
     figure, axes = curves_page(group, latents, panels, "rank", IMPORTANCE)
     for ax in axes.flat:
         ax.set(xscale="log", yscale="log")
+        decades(ax, "x")
+        decades(ax, "y")
     name_axes(axes, "rank of the latent", None)
     return figure
 
@@ -68,7 +70,8 @@ def curves_page(
         for ax, (name, title) in zip(row, columns.items(), strict=True):
             ax.set_ylabel(title)
             draw(ax, [c for c in group.measured(table) if (c.d_sae, c.facet) == (d_sae, facet)], table, x, name)
-    legend(figure, [entry(config.shown, config.name, marker=False) for config in group.measured(table)])
+    drawn = [config for config in group.measured(table) if (config.d_sae, config.facet) in panels]
+    legend(figure, [entry(config.shown, config.name, marker=False) for config in drawn])
     return figure, axes
 
 

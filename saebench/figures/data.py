@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from saebench.checks import require
 from saebench.figures.style import Look, look, order_of
-from saebench.tables import PLACE, SPARSITY, missing, read_table, sparsity, varying
+from saebench.tables import MEASURES, PLACE, SPARSITY, missing, read_table, sparsity, varying
 
 TOKENS = "typical"  # tokens of outlying norm are left out: a handful of them would decide the figures
 MODES = ["threshold", "batch", "topk"]  # of a full view, the one a user of the SAE gets first
@@ -28,7 +29,7 @@ class Config:
     """A configuration as figures tell it from others.
 
     `facet`, its k or a number of active latents near its L0, says in which panels it stands; `sparsity` is the text of
-    tables.sparsity, `others` the values of the further config keys that differ; `name` and `shown` are for legends.
+    tables.sparsity, `others` the values of the further config keys that were varied; `name` and `shown` are for legends.
     """
 
     number: int
@@ -51,8 +52,8 @@ class Config:
 class Group:
     """One model, layer, site and data set: its configurations, its views, its training curves, its latents by rank.
 
-    The tables' column `configuration` is a Config's number; views are of TOKENS, and their `how` is a key of ORDERS. `laws` and
-    `ranks` are empty unless `saebench laws` wrote them.
+    The tables' column `configuration` is a Config's number; views are of TOKENS, and their `how` is a key of ORDERS. `laws`,
+    `ranks` and `levels` are empty unless `saebench laws` wrote them.
     """
 
     title: str
@@ -63,6 +64,7 @@ class Group:
     latents: pd.DataFrame
     laws: pd.DataFrame
     ranks: pd.DataFrame
+    levels: pd.DataFrame
 
     def note(self, tokens: str = f"held-out tokens of {TOKENS} norm", spread: str = "bars") -> str:
         """The lines above a figure: what was measured, on which tokens, and what the spread is."""
@@ -86,15 +88,20 @@ class Group:
 
 
 def read_groups(outputs: Path) -> Iterator[Group]:
-    """Every group in outputs/tables. Raises InputError if a table is missing, but for those of `saebench laws`."""
+    """Every group in outputs/tables. Raises InputError if a table is missing or old, but for those of `saebench laws`."""
     names = ("summary", "views", "runs", "curves", "latents")
     summary, views, runs, curves, latents = (read_table(outputs, name) for name in names)
+    new = ", ".join(name for name in MEASURES if name not in views)
+    require(not new, f"outputs={outputs}: tables/views.csv is without {new}; run `saebench tables` again")
     split = [key for key in varying(summary) if "." in key]
     several = any(runs[name].nunique() > 1 for name in PLACE)
     drawn = with_how(views.loc[views["tokens"] == TOKENS]).drop(columns=[name for name in views if unused(name)])
     tables = [
         drawn,
-        *(table.merge(runs.loc[:, ["run", "configuration"]]) for table in (curves, latents, *read_laws(outputs))),
+        *(
+            table.merge(runs.loc[:, ["run", "configuration"]])
+            for table in (curves, latents, *optional(outputs, "laws", "ranks"), *optional(outputs, "levels"))
+        ),
     ]
     for _, members in runs.groupby(PLACE, sort=True):
         own, *others = (table.loc[table["configuration"].isin(members["configuration"])] for table in tables)
@@ -104,9 +111,8 @@ def read_groups(outputs: Path) -> Iterator[Group]:
         yield Group(title, suffix, configs_of(members, own, split), own, *others)
 
 
-def read_laws(outputs: Path) -> list[pd.DataFrame]:
-    """laws.csv and ranks.csv; without rows if they are not there."""
-    names = ("laws", "ranks")
+def optional(outputs: Path, *names: str) -> list[pd.DataFrame]:
+    """Tables that belong together; without rows unless all of them are there."""
     there = all((outputs / "tables" / f"{name}.csv").is_file() for name in names)
     return [read_table(outputs, name) if there else pd.DataFrame({"run": pd.Series(dtype=str)}) for name in names]
 
@@ -123,15 +129,15 @@ def configs_of(members: pd.DataFrame, views: pd.DataFrame, split: list[str]) -> 
         for row, name in zip(rows, names, strict=True):
             ks = set(members.loc[members["d_sae"] == row["d_sae"], "k"].dropna())
             shown = look(str(variant))._replace(alpha=float(shades[name]))
-            configs.append(config_of(row, facet_of(row, l0[row["configuration"]], ks), name, shown))
+            configs.append(config_of(row, facet_of(row, l0[row["configuration"]], ks), split, name, shown))
     return sorted(configs, key=lambda config: (order_of(config.variant), config.d_sae, config.facet, config.number))
 
 
-def config_of(row: dict[str, Any], facet: int, told: str, shown: Look) -> Config:
+def config_of(row: dict[str, Any], facet: int, split: list[str], told: str, shown: Look) -> Config:
     """A row of runs.csv as a Config; `told` is what parts it from others of its variant."""
     text = sparsity(row)
     name = ", ".join(part for part in (shown.name, text if text.startswith("coef") else "", told) if part)
-    others = tuple(str(value) for key, value in row.items() if "." in key)
+    others = tuple(str(row[key]) for key in split)  # not a learning rate chosen for each size
     k = None if missing(row["k"]) else int(row["k"])
     return Config(row["configuration"], row["variant"], row["d_sae"], k, text, others, name, facet, shown)
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from saebench.figures.data import Config, Group, largest, pages
-from saebench.figures.style import INK, grid, head, key, legend, name_axes
+from saebench.figures.style import INK, decades, grid, head, key, legend, name_axes
 
 QUANTITIES = {
     "energy": "energy E[z²]",
@@ -45,6 +45,7 @@ def laws_page(group: Group, configs: list[Config]) -> Figure:
         for ax, quantity in zip(row, QUANTITIES, strict=True):
             laws, ranks = (of(table, config, quantity) for table in (group.laws, group.ranks))
             draw_law(ax, config, laws.dropna(subset="alpha"), ranks)
+    axes[0, 0].set_xlim(left=0.8)  # last: it ends the fitting of the axis that all panels share
     for column in axes.T:
         rule(column)
     name_axes(axes, "rank", "value")
@@ -84,7 +85,6 @@ def draw_law(ax: Axes, config: Config, laws: pd.DataFrame, ranks: pd.DataFrame) 
         fitted = law["xmin"] * (rank / n) ** (1 / (1 - law["alpha"]))
         ax.plot(rank, fitted, "--", color=INK, linewidth=1.4, scaley=False)
     ax.set(xscale="log", yscale="log")
-    ax.set_xlim(left=0.8)
     if not laws.empty:
         ax.text(0.04, 0.04, text(laws), transform=ax.transAxes, fontsize=6, color=INK, va="bottom", linespacing=1.3)
 
@@ -97,11 +97,10 @@ def rule(column: np.ndarray) -> None:
     wide = high > 1000 * low
     for ax in column:
         ax.set_ylim(low / (high / low) ** 0.15, high * (high / low) ** 0.2)
-        ax.xaxis.set_major_locator(LogLocator(numticks=6))
+        decades(ax, "x")
         ax.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 3.0), numticks=8))
         if not wide:
             ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.xaxis.set_minor_locator(NullLocator())
         ax.yaxis.set_minor_locator(NullLocator())
 
 

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from saebench.figures.data import ORDERS, Config, Group, largest, pages
-from saebench.figures.style import DASHES, NAMES, blank, entry, grid, head, key, legend, name_axes, scale, series
+from saebench.figures.style import (
+    BOUNDED,
+    DASHES,
+    NAMES,
+    Look,
+    blank,
+    entry,
+    grid,
+    head,
+    key,
+    legend,
+    name_axes,
+    scale,
+    series,
+)
 
 RULE = "energy"  # the best rule of the progressive-coding paper
 PRUNED, PREFIX, TRAINED = "pruned by E[z²]", "first m latents (prefix)", "trained at size m"
@@ -16,9 +32,12 @@ RULES = {
     "energy": ("E[z²]", "o", DASHES[0]),
     "frequency": ("firing frequency", "s", DASHES[1]),
     "norm_energy": ("E[z²] |W_dec|²", "^", DASHES[3]),
+    "decoder_norm": ("|W_dec|", "v", DASHES[4]),
     "random": ("random", "x", DASHES[2]),
+    "unsorted": ("unsorted (first m)", "P", DASHES[5]),
     "": ("dictionary order (first m)", "D", DASHES[5]),
 }
+REFERENCE = "reference"  # the gid of lines of reference
 ROWS = {"size": 4, "rules": 6}  # of panels on a page
 
 
@@ -115,10 +134,14 @@ def rules_page(group: Group, cuts: pd.DataFrame, parents: list[Config]) -> Figur
         own = full.loc[full["configuration"] == parent.number]
         for ax, how in zip(row, hows, strict=True):
             draw_rules(ax, parent, mine.loc[mine["how"] == how], own)
-            if how not in set(mine["how"]):
+            if how in set(mine["how"]):
+                draw_references(ax, references(group, parent, how), cuts.loc[cuts["how"] == how], full)
+            else:
                 blank(ax, "not measured" if parent.k else "as on the left: without k\nlatents do not compete")
     scale_axes(axes, "fvu")
-    legend(figure, [key(label, marker, dash) for label, marker, dash in RULES.values()])
+    drawn = set(cuts.loc[cuts["configuration"].isin([parent.number for parent in parents]), "rule"])
+    keys = [key(label, marker, dash) for rule, (label, marker, dash) in RULES.items() if rule in drawn]
+    legend(figure, [*keys, *(line for ax in axes.flat for line in ax.get_lines() if line.get_gid() == REFERENCE)])
     return figure
 
 
@@ -131,9 +154,43 @@ def draw_rules(ax: Axes, parent: Config, cuts: pd.DataFrame, full: pd.DataFrame)
             series(ax, with_whole(cut, full), "m", "fvu", shown, label)
 
 
+def references(group: Group, parent: Config, how: str) -> tuple[list[Config], list[Config]]:
+    """What `parent` cut is to be held against: nested SAEs of its size and sparsity, and its like trained smaller."""
+    nested = [
+        config
+        for config in group.configs
+        if config.shown.nested and (config.d_sae, config.facet) == (parent.d_sae, parent.facet)
+    ]
+    return [config for config in nested if config.variant != parent.variant], like(group, parent, how)
+
+
+def draw_references(
+    ax: Axes, against: tuple[list[Config], list[Config]], cuts: pd.DataFrame, full: pd.DataFrame
+) -> None:
+    """Draw, in thin lines, the prefixes of the nested SAEs and, unfilled, the SAEs trained at each size."""
+    nested, smaller = against
+    for config in nested:
+        prefix = cuts.loc[(cuts["configuration"] == config.number) & (cuts["rule"] == "")]
+        if not prefix.empty:
+            reference(ax, with_whole(prefix, full), config.shown, f"{config.name} (prefix)", "-", "")
+    trained = full.loc[full["configuration"].isin([config.number for config in smaller])]
+    if not trained.empty:
+        points = trained.drop_duplicates("configuration").sort_values(by="m")
+        reference(
+            ax, points, smaller[0].shown, f"{smaller[0].name}, trained at size m", DASHES[2], smaller[0].shown.marker
+        )
+
+
+def reference(ax: Axes, table: pd.DataFrame, shown: Look, label: str, dash: Any, marker: str) -> None:
+    """Draw means against m as a thin line under the others."""
+    style = {"color": shown.colour, "alpha": shown.alpha, "linestyle": dash, "linewidth": 0.8}
+    x, y = (table[name].to_numpy(dtype=float) for name in ("m", "fvu"))
+    ax.plot(x, y, marker=marker, markersize=5, markerfacecolor="none", label=label, gid=REFERENCE, zorder=1.5, **style)
+
+
 def scale_axes(axes: np.ndarray, metric: str) -> None:
     """Scale and name the axes of a figure against size."""
     scale(axes.flat, "x", 2)
-    if metric not in ("cka", "cka_std"):
+    if metric not in BOUNDED:
         scale(axes.flat, "y")
     name_axes(axes, NAMES["m"], NAMES[metric])

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from saebench.figures.data import Config, Group, pages
-from saebench.figures.style import DASHES, NAMES, entry, grid, head, key, legend, name_axes, scale, series
+from saebench.figures.style import BOUNDED, DASHES, NAMES, entry, grid, head, key, legend, name_axes, scale, series
 
 MODES = {"topk": "cut to each token's\nlargest latents", "threshold": "cut by one threshold\nfor all tokens", "": ""}
 ROWS = 4  # of panels on a page
@@ -26,7 +26,7 @@ def l0_page(
     group: Group, metric: str, full: pd.DataFrame, budgets: pd.DataFrame, modes: list[str], sizes: list[int]
 ) -> Figure:
     """One page of `against_l0`."""
-    configs = group.measured(full)
+    configs = [config for config in group.measured(full) if config.d_sae in sizes]
     figure, axes = grid(len(sizes), len(modes), group.note())
     head(axes, [MODES[mode] for mode in modes], [f"d_sae = {d_sae}" for d_sae in sizes])
     for row, d_sae in zip(axes, sizes, strict=True):
@@ -39,7 +39,7 @@ def l0_page(
                 budgets.loc[budgets["mode"] == mode],
             )
     scale(axes.flat, "x", 2)
-    if metric not in ("cka", "cka_std"):
+    if metric not in BOUNDED:
         scale(axes.flat, "y")
     name_axes(axes, NAMES["l0"], NAMES[metric])
     keys = [

@@ -6,6 +6,7 @@ import io
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from textwrap import fill
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 
@@ -30,6 +32,7 @@ class Look(NamedTuple):
 DASHES = ["-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1)), (0, (7, 1.5, 1, 1.5, 1, 1.5))]
 LOOKS = {  # colours of Okabe and Ito, told apart by the colour-blind
     "topk": Look("TopK", "#0072B2", "o", DASHES[0]),
+    "multitopk": Look("MultiTopK", "#332288", ">", DASHES[5]),
     "batchtopk": Look("BatchTopK", "#E69F00", "s", DASHES[1]),
     "matryoshka": Look("Matryoshka", "#009E73", "D", DASHES[0], nested=True),
     "hierarchical": Look("HierarchicalTopK", "#D55E00", "^", DASHES[3]),
@@ -38,15 +41,19 @@ LOOKS = {  # colours of Okabe and Ito, told apart by the colour-blind
     "lattice": Look("Lattice", "#56B4E9", "X", DASHES[5], nested=True),
     "gated": Look("Gated", "#882255", "h", DASHES[4]),
 }
-OTHERS = [("#117733", "<"), ("#332288", ">"), ("#999933", "p"), ("#AA4499", "*"), ("#661100", "d"), ("#44AA99", "8")]
+OTHERS = [("#117733", "<"), ("#999933", "p"), ("#AA4499", "*"), ("#661100", "d"), ("#44AA99", "8")]
 NAMES = {
     "fvu": "variance unexplained (FVU)",
+    "fvu_std": "FVU, dimensions scaled\nto unit variance",
     "ce_increase": "CE increase over clean (nats)",
     "cka": "CKA",
     "cka_std": "CKA, dimensions scaled\nto unit variance",
+    "rsa_pearson": "RSA (Pearson)",
+    "rsa_spearman": "RSA (Spearman)",
     "l0": "L0 (latents per token)",
     "m": "dictionary size m (latents)",
 }
+BOUNDED = ("cka", "cka_std", "rsa_pearson", "rsa_spearman")  # at most 1: never on a logarithmic axis
 INK = "#333333"
 PANEL = (2.4, 1.85)  # inches
 STYLE: dict[Any, Any] = {
@@ -74,7 +81,8 @@ def grid(rows: int, columns: int, note: str, share_y: Literal["all", "col"] = "a
     """A figure of rows x columns panels with a note above them; the axes as an array [rows, columns]."""
     width, height = PANEL
     figure = Figure(figsize=(width * columns + 0.6, height * rows + 1.4), layout="constrained")
-    figure.suptitle(note, x=0.01, ha="left", color=INK)
+    width = int(17 * figure.get_figwidth())  # letters
+    figure.suptitle("\n".join(fill(line, width) for line in note.splitlines()), x=0.01, ha="left", color=INK)
     return figure, figure.subplots(rows, columns, sharex=True, sharey=share_y, squeeze=False)
 
 
@@ -153,9 +161,16 @@ def scale(axes: Iterable[Axes], axis: str, base: int = 10) -> None:
         ruler.set_minor_locator(NullLocator())
 
 
-def legend(figure: Figure, entries: Iterable[Line2D]) -> None:
+def decades(ax: Axes, axis: Literal["x", "y"]) -> None:
+    """Label at most six powers of ten of a logarithmic axis, without ticks between: many ticks are slow to lay out."""
+    ruler = getattr(ax, f"{axis}axis")
+    ruler.set_major_locator(LogLocator(numticks=6))
+    ruler.set_minor_locator(NullLocator())
+
+
+def legend(figure: Figure, entries: Iterable[Line2D | Patch]) -> None:
     """One legend below the panels, in as many columns as fit the figure's width; of entries named alike the first."""
-    named: dict[str, Line2D] = {}
+    named: dict[str, Line2D | Patch] = {}
     for entry in entries:
         named.setdefault(str(entry.get_label()), entry)
     columns = int(figure.get_figwidth() / (0.06 * max(map(len, named)) + 0.55))
@@ -176,8 +191,10 @@ def key(label: str, marker: str, dash: Any = "-", filled: bool = True, width: fl
 
 def save(figure: Figure, path: Path) -> list[Path]:
     """Write path.png and path.pdf, each whole or not at all; the paths written."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # laid out once, for both
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    engine.execute(figure)
+    figure.set_layout_engine(None)  # laid out once, for both; "none" would draw everything twice
     written = []
     for kind, metadata in (("png", {}), ("pdf", {"CreationDate": None})):
         buffer = io.BytesIO()

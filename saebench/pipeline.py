@@ -145,8 +145,13 @@ def open_batches(cfg: RunConfig, stream: Stream) -> Batches:
     return Batches(stream.shards, rows, train.batch_size, train.window_tokens, train.order_seed, pinned)
 
 
-def train_gang(configs: list[RunConfig], folders: list[Path], stream: Stream) -> None:
-    """Train, in one pass over the batches, every run of a gang that is not done."""
+Members = dict[Path, Member]  # by run folder
+
+
+def train_gang(
+    configs: list[RunConfig], folders: list[Path], stream: Stream, keep: Callable[[Members], Members] = dict
+) -> None:
+    """Train, in one pass over the batches, every run of a gang that is not done; those that `keep` returns are saved."""
     with ExitStack() as locks:
         todo: dict[Path, RunConfig] = {}
         for cfg, folder in sorted(zip(configs, folders, strict=True), key=lambda pair: pair[1]):
@@ -161,7 +166,7 @@ def train_gang(configs: list[RunConfig], folders: list[Path], stream: Stream) ->
         members = {folder: Member(cfg, stream.stats, stream.device) for folder, cfg in todo.items()}
         batches = open_batches(next(iter(todo.values())), stream)
         train(list(members.values()), batches)
-        whole = {folder: member for folder, member in members.items() if member.failure is None}
+        whole = keep({folder: member for folder, member in members.items() if member.failure is None})
         tokens = configs[0].train.importance_tokens
         columns = importance([m.sae for m in whole.values()], batches, tokens, stream.device)
         for (folder, member), latents in zip(whole.items(), columns, strict=True):
@@ -214,10 +219,14 @@ def evaluation_stage(folder: Path, cfg: RunConfig) -> tuple[Path, dict[str, Any]
     return folder / "evaluations" / key_of(inputs), inputs
 
 
+def heldout_key(cfg: RunConfig) -> str:
+    """The key of what evaluations must agree in to share the held-out tokens."""
+    return key_of({name: value for name, value in as_dict(cfg.evaluate).items() if name not in VIEW_KEYS})
+
+
 def open_heldout(cfg: RunConfig, stream: Stream, opened: dict[str, HeldOut]) -> HeldOut:
     """The held-out tokens with their activations, kept in `opened` for all evaluations that differ only in views asked for."""
-    shared = {key: value for key, value in as_dict(cfg.evaluate).items() if key not in VIEW_KEYS}
-    key = key_of(shared)
+    key = heldout_key(cfg)
     if key not in opened:
         opened.clear()  # their activations are kept in memory
         opened[key] = HeldOut(stream.lm(), stream.store, stream.stats, cfg.evaluate, cfg.data.dtype)

@@ -13,12 +13,15 @@ import dataclasses
 import math
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from saebench.checks import InputError
 from saebench.config import RunConfig, as_dict
+from saebench.pipeline import Members, Stream, gangs, open_stream, run_folder, run_inputs, train_gang
 from saebench.progress import say
 from saebench.runs import write_csv
 from saebench.store import is_done, key_of, stage
@@ -40,14 +43,12 @@ class Group:
 
 def searched(configs: list[RunConfig]) -> list[RunConfig]:
     """The configs with the learning rates that their searches chose; searches that are missing are made first."""
-    from saebench.pipeline import gangs, open_stream  # torch is not needed to read what is done
-
     groups = group(configs)
     missing = [g for g in groups if not (g.path / "done.json").is_file()]
     trials = [(g, trial) for g in missing for trial in g.trials]
     for gang in gangs([trial for _, trial in trials]):
         stream = open_stream(trials[gang[0]][1])
-        try_all({id(trials[i][0]): trials[i][0] for i in gang}.values(), stream)
+        try_all(list({id(trials[i][0]): trials[i][0] for i in gang}.values()), stream)
     return with_rates(configs)
 
 
@@ -109,40 +110,52 @@ def with_rate(cfg: RunConfig, rate: float) -> RunConfig:
     return dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, lr=rate))
 
 
-def try_all(groups: Any, stream: Any) -> None:
+def try_all(groups: list[Group], stream: Stream) -> None:
     """Train the trials of some groups in one pass, record each group's search, and keep the best as the run that it is."""
-    from saebench.pipeline import run_folder, run_inputs, train_gang
-
-    groups = list(groups)
     trials = [trial for g in groups for trial in g.trials]
-    final = [run_folder(trial, stream) for trial in trials]
-    folders = [folder.parent.parent / "searches" / "trials" / folder.name for folder in final]
+    final = {id(trial): run_folder(trial, stream) for trial in trials}
+    folders = {key: folder.parent.parent / "searches" / "trials" / folder.name for key, folder in final.items()}
+    inputs = {id(trial): run_inputs(trial, stream) for trial in trials}
+    done = [folders[key] for key in folders if is_done(folders[key], inputs[key])]  # by an interrupted search
+    losses = {folder: tail_loss(read_rows(folder / "train.csv")) for folder in done}
+
+    def best(members: Members) -> Members:
+        """Those of the lowest loss in their group."""
+        losses.update({folder: tail_loss(member.log) for folder, member in members.items()})
+        tried = [[folders[id(trial)] for trial in g.trials] for g in groups]
+        chosen = {min(mine, key=lambda folder: losses.get(folder, math.inf)) for mine in tried}
+        return {folder: member for folder, member in members.items() if folder in chosen}
+
     say(f"searching the learning rate of {len(groups)} variants and sizes, {len(trials)} trials")
-    train_gang(trials, folders, stream)
-    place = dict(zip(map(id, trials), zip(folders, final, strict=True), strict=True))
-    for g in groups:
-        inputs = [run_inputs(trial, stream) for trial in g.trials]
-        mine = [place[id(trial)] for trial in g.trials]
-        losses = [tail_loss(mine[i][0]) if is_done(mine[i][0], inputs[i]) else math.inf for i in range(len(mine))]
-        rows = describe(g, losses)
-
-        def make(partial: Path, rows: list[dict[str, Any]] = rows) -> None:
-            write_csv(partial / "search.csv", rows)
-
-        stage(g.path, {"trials": inputs}, make)
-        for (folder, run), row in zip(mine, rows, strict=True):
-            if row["chosen"] and not run.exists():
-                run.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(folder, run)
-            else:
-                shutil.rmtree(folder, ignore_errors=True)
+    train_gang(trials, list(folders.values()), stream, best)
+    measured = [(g, [losses.get(folders[id(trial)], math.inf) for trial in g.trials]) for g in groups]
+    for g, mine in sorted(measured, key=lambda pair: min(pair[1])):  # a group without any comes last, with its error
+        rows = describe(g, mine)
+        record = {"trials": [inputs[id(trial)] for trial in g.trials]}
+        stage(g.path, record, partial(write_search, rows=rows))
+        for trial, row in zip(g.trials, rows, strict=True):
+            if row["chosen"]:
+                adopt(folders[id(trial)], final[id(trial)])
 
 
-def tail_loss(folder: Path) -> float:
+def write_search(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Fill the folder of a search."""
+    write_csv(folder / "search.csv", rows)
+
+
+def adopt(trial: Path, run: Path) -> None:
+    """Move a trial's folder to where the run that it is belongs, unless that is there."""
+    if run.exists():
+        shutil.rmtree(trial)
+        return
+    run.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(trial, run)
+
+
+def tail_loss(log: Sequence[Mapping[str, Any]]) -> float:
     """The mean loss over the logged steps of the last tenth."""
-    rows = read_rows(folder / "train.csv")
-    last = int(rows[-1]["step"])
-    losses = [float(row["loss"]) for row in rows if int(row["step"]) > (1 - TAIL) * last]
+    last = int(log[-1]["step"])
+    losses = [float(row["loss"]) for row in log if int(row["step"]) > (1 - TAIL) * last]
     return sum(losses) / len(losses)
 
 

@@ -6,6 +6,7 @@ import csv
 import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from saebench import activations
 from saebench.activations import DiskShards
 from saebench.checks import InputError
 from saebench.config import RunConfig
+from saebench.heldout import HeldOut
 from saebench.pipeline import Stream, open_batches, open_stream, run
 from saebench.runs import METRICS
 from saebench.saes import REGISTRY
@@ -268,3 +270,22 @@ def test_a_loss_that_is_not_finite_fails_that_run_alone(tmp_path: Path) -> None:
         run([good, bad])
     assert [p.name.split("-")[0] for p in (tmp_path / "runs").iterdir()] == ["topk"]
     assert run([good])[0].is_dir()
+
+
+def test_evaluations_that_differ_in_views_share_the_held_out_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[HeldOut] = []
+
+    def opening(*args: Any) -> HeldOut:
+        opened.append(HeldOut(*args))
+        return opened[-1]
+
+    monkeypatch.setattr("saebench.pipeline.HeldOut", opening)
+    configs = [small(tmp_path), small(tmp_path, "seed=1", "evaluate.sizes=[0.5]"), small(tmp_path, "seed=2")]
+    folders = run(configs)
+    assert len(opened) == 1
+    alone = run([small(tmp_path / "alone", "seed=1", "evaluate.sizes=[0.5]")])[0]
+    assert (alone / "metrics.csv").read_text() == (folders[1] / "metrics.csv").read_text()
+    run([small(tmp_path, "evaluate.rsa_tokens=32")])
+    assert len(opened) == 3

@@ -45,7 +45,7 @@ def test_a_plan_counts_all_that_a_sweep_does_and_writes_nothing(tmp_path: Path) 
     assert lines["caching"].amount.startswith("6,400 tokens at ")
     assert lines["learning-rate search"] == Line("learning-rate search", "0 searches, 0 SAEs, 0 steps", 0.0)
     assert lines["training"].amount == f"3 SAEs, {3 * STEPS} steps"
-    assert lines["held-out pass"].amount == "2 passes"  # two ways of evaluating
+    assert lines["held-out pass"].amount == "1 pass"  # two ways of evaluating
     # evaluate.ce_views of 2 SAEs, the ablations once for both; the third SAE asks for none
     assert lines["cross-entropy"].amount == f"10 views, {256 * (10 + 3):,} tokens"
     assert all(line.seconds is None or line.seconds >= 0 for line in lines.values())

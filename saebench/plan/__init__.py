@@ -5,6 +5,7 @@ The stages of a gang run one after another and its members take turns, so that t
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from saebench.activations import DTYPES
 from saebench.config import RunConfig
 from saebench.lm import load_lm
 from saebench.memory import keep_freed_memory
-from saebench.pipeline import check_outputs
+from saebench.pipeline import check_outputs, heldout_key
 from saebench.plan.cost import Bench, Kind, ViewCost, kind_of
 from saebench.plan.todo import Todo, in_blocks, outstanding
 from saebench.progress import Progress
@@ -98,7 +99,7 @@ def stages(gangs: list[tuple[Todo, Costs]]) -> list[Line]:
     todos = [todo for todo, _ in gangs]
     trials, runs = [j for t in todos for j in t.trials], [j for t in todos for j in t.runs]
     views = sum(v.views for _, c in gangs for group in c.views for v in group)
-    passes = sum(len(t.evaluations) for t in todos)
+    passes = sum(held_out_passes(t) for t in todos)
     read, caching = sum(t.read for t in todos), sum(t.read * c.lower for t, c in gangs)
     rate = f" at {read / caching:,.0f}/s" if read else ""
     searching = [f"{sum(len(t.found) for t in todos)} searches", f"{len(trials)} SAEs", steps_of(trials)]
@@ -107,7 +108,7 @@ def stages(gangs: list[tuple[Todo, Costs]]) -> list[Line]:
         Line("learning-rate search", ", ".join(searching), sum(training(t.trials, c)[2] for t, c in gangs)),
         Line("training", f"{len(runs)} SAEs, {steps_of(runs)}", sum(training(t.runs, c)[0] for t, c in gangs)),
         Line("importance of latents", f"{len(runs)} SAEs", sum(training(t.runs, c)[1] for t, c in gangs)),
-        Line("held-out pass", f"{passes} passes", sum(held_out_seconds(t, c) for t, c in gangs)),
+        Line("held-out pass", f"{passes} pass" + "es" * (passes != 1), sum(held_out_seconds(t, c) for t, c in gangs)),
         Line("evaluation of views", f"{views} views", sum(v.seconds for _, c in gangs for g in c.views for v in g)),
         Line("cross-entropy", recaptured(gangs), sum(splicing(t, c) for t, c in gangs)),
     ]
@@ -132,9 +133,14 @@ def training(jobs: list[RunConfig], c: Costs) -> tuple[float, float, float]:
     return stepping, encoding, stepping + encoding
 
 
+def held_out_passes(todo: Todo) -> int:
+    """How often the held-out tokens go through the model's lower half: once while evaluations differ only in their views."""
+    return sum(1 for _ in itertools.groupby(heldout_key(jobs[0]) for jobs in todo.evaluations))
+
+
 def held_out_seconds(todo: Todo, c: Costs) -> float:
-    """Seconds of the language model's lower half on the held-out tokens, once for each group of evaluations."""
-    return sum(in_blocks(jobs[0].data.eval_tokens, jobs[0]) for jobs in todo.evaluations) * c.lower
+    """Seconds of the language model's lower half on the held-out tokens."""
+    return held_out_passes(todo) * in_blocks(todo.first.data.eval_tokens, todo.first) * c.lower
 
 
 def splicing(todo: Todo, c: Costs) -> float:

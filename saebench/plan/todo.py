@@ -30,7 +30,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Todo:
-    """What a gang has left to do. `evaluations` are measured group by group, each with a held-out pass of its own."""
+    """What a gang has left to do. `evaluations` are measured group by group."""
 
     first: RunConfig
     source: Source

@@ -198,6 +198,7 @@ def evaluate_gang(configs: list[RunConfig], folders: list[Path], stream: Stream)
     groups: dict[str, list[int]] = {}
     for i, cfg in enumerate(configs):
         groups.setdefault(key_of(evaluation_inputs(cfg)), []).append(i)
+    keep_freed_memory()
     opened: dict[str, HeldOut] = {}
     for group in groups.values():
         todo = {folders[i]: configs[i] for i in group if not is_done(*evaluation_stage(folders[i], configs[i]))}

@@ -69,11 +69,12 @@ def write_run(folder: Path, cfg: RunConfig, views: list[dict[str, Any]], documen
     write(folder / "train.csv", [{"step": 1, "seconds": 1.0}, {"step": 2, "seconds": 8.0 + cfg.seed}])
     named = {"run": folder.name, "variant": cfg.sae.name, "model": cfg.model.name, "layer": cfg.model.layer}
     named |= {"site": cfg.model.site, "data": cfg.data.name, "seed": cfg.seed, "order_seed": cfg.train.order_seed}
-    named |= {"d_sae": cfg.sae.d_sae, "k": cfg.sae.k}
+    k = getattr(cfg.sae, "k", "")
+    named |= {"d_sae": cfg.sae.d_sae, "k": k}
     rows, sums = [], []
     for i, view in enumerate(views):
-        row = VIEW | {"m": cfg.sae.d_sae, "budget": cfg.sae.k} | view
-        own = [len(folder.name), cfg.seed, cfg.sae.k, i, int(folder.name[-3:])]
+        row = VIEW | {"m": cfg.sae.d_sae, "budget": k} | view
+        own = [len(folder.name), cfg.seed, k or 0, i, int(folder.name[-3:])]
         parts, row["fvu"] = fvu_sums(row, cfg.seed, own, documents, noise)
         rows += [
             named | {"tokens": tokens, "ce_clean": 3.0, "ce_sae": 3.0 + row["fvu"], "fvu_std": row["fvu"]} | row

@@ -22,8 +22,8 @@ from saebench.claims.rows import RUN_COLUMNS, Evidence, view_name
 from saebench.claims.spec import PairClaim, RowClaim, read_claim
 from saebench.cli.main import main
 from saebench.compose import conf_folder, load_claims
-from saebench.config import RunConfig
-from saebench.tables import WIDTH
+from saebench.config import RunConfig, as_dict
+from saebench.tables import WIDTH, flatten
 from saebench.views import View, list_views
 from tests.synthetic_claims import CLAIM, VIEW, levels, sweep, sweep_of, verdict_on, write, write_run, write_runs
 
@@ -527,7 +527,8 @@ def test_every_experiment_composes_into_its_sweep_and_claims(name: str) -> None:
         assert {side["variant"] for side in sides} <= variants
         if isinstance(claim, PairClaim) and claim.rows == "views":
             used = {*claim.left, *claim.right, *claim.same, *claim.along}
-            assert used <= {*RUN_COLUMNS, *VIEW, "scaled", "sae.prefix_sampling"}
+            keys = {key for cfg in configs for key in flatten(as_dict(cfg))}
+            assert used <= {*RUN_COLUMNS, *VIEW, "scaled", *keys}
 
 
 DECIDED = dict.fromkeys(["A3a", "A3b", "A4", "A5a", "A5b", "A7", "A8", "M1", "M2a", "M2b"], "reproduced")
@@ -562,6 +563,29 @@ def world(cfg: RunConfig) -> list[dict[str, Any]]:
         alike = dict.fromkeys(("cka_std", "rsa_pearson", "rsa_spearman"), 1 - fvu / 2 + 1e-4 * cfg.seed)
         rows.append(named | alike | {"mode": view.mode, "l0": l0, "fvu": fvu})
     return rows
+
+
+def test_the_batchtopk_preset_can_decide_its_claims(tmp_path: Path) -> None:
+    """JumpReLU is compared along its target L0, where BatchTopK has k."""
+    configs = sweep(tmp_path, *preset("batchtopk/cpu"))
+    write_runs(configs, batch_world, documents=60, noise=0.001)
+    evidence = Evidence(configs)
+    verdicts = {
+        one: judge(read_claim("test", one, given), evidence).verdict.verdict
+        for one, given in load_claims(["batchtopk"]).items()
+    }
+    assert verdicts == dict.fromkeys(["B1", "B2", "B3", "B4a", "B4b"], "reproduced") | {"B5": "refuted"}
+
+
+def batch_world(cfg: RunConfig) -> list[dict[str, Any]]:
+    """The full views, where selecting in the batch helps and JumpReLU is better still."""
+    sae = cfg.sae
+    k = getattr(sae, "k", None) or sae.target_l0
+    fvu = {"batchtopk": 0.8, "jumprelu": 0.7}.get(sae.name, 1.0) * k**-0.4 * sae.d_sae**-0.2
+    named = {"view": "full", "budget": getattr(sae, "k", None) or "", "l0": k * (1 + 0.01 * cfg.seed - 0.005)}
+    spread = {"fvu": fvu, "nmse": fvu, "l0_p05": 0.3 * k, "l0_p95": 2.0 * k}
+    modes = ("threshold", "batch") if sae.name == "batchtopk" else ("topk" if sae.name == "topk" else "threshold",)
+    return [named | spread | {"mode": mode} for mode in modes]
 
 
 # what is written

@@ -101,6 +101,13 @@ class Evidence:
             self.tables[name] = self.with_run_columns(self.read(name))
         return self.tables[name]
 
+    def with_columns(self, name: str, columns: list[str]) -> pd.DataFrame:
+        """A table with those of `columns` that are dotted config keys."""
+        table = self.table(name)
+        keys = [column for column in columns if "." in column and column not in table]
+        self.tables[name] = table.assign(**{key: self.run_column(table, key) for key in keys})
+        return self.tables[name]
+
     def read(self, name: str) -> pd.DataFrame:
         """A table as its files have it."""
         if name == "views":

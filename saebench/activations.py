@@ -34,16 +34,16 @@ QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 1.0)
 
 
 class Shard(NamedTuple):
-    """Consecutive permuted blocks: x [b, t, d_in], tokens and documents [b, t], special [b, t] (bool)."""
+    """Consecutive permuted blocks: x [b, t, d_in], tokens and documents [b, t], excluded [b, t] (bool)."""
 
     x: Tensor
     tokens: Tensor
     documents: Tensor
-    special: Tensor
+    excluded: Tensor
 
     def rows(self) -> Tensor:
         """The activations that are trained on, in order: [rows, d_in]."""
-        return self.x[~self.special]
+        return self.x[~self.excluded]
 
 
 class Shards:
@@ -71,9 +71,13 @@ class Shards:
             if progress is not None:
                 progress.advance(tokens.numel())
         x = torch.cat(parts)  # [b, t, d_in]
-        special = self.store.special(blocks.tokens)
-        check_finite(x, special, i)
-        return Shard(x, blocks.tokens, blocks.documents, special)
+        return self.shard(i, x, blocks.tokens, blocks.documents)
+
+    def shard(self, i: int, x: Tensor, tokens: Tensor, documents: Tensor) -> Shard:
+        """Shard i of these tensors."""
+        excluded = self.store.excluded(tokens)
+        check_finite(x, excluded, i)  # a damaged file must not reach a kernel
+        return Shard(x, tokens, documents, excluded)
 
 
 class DiskShards(Shards):
@@ -85,8 +89,7 @@ class DiskShards(Shards):
 
     def read(self, i: int, progress: Progress | None = None) -> Shard:
         tensors = load_file(shard_file(self.path, i))
-        check_finite(tensors["x"], tensors["special"], i)  # a damaged file must not reach a kernel
-        return Shard(tensors["x"], tensors["tokens"].long(), tensors["documents"].long(), tensors["special"])
+        return self.shard(i, tensors["x"], tensors["tokens"].long(), tensors["documents"].long())
 
 
 def shard_file(path: Path, i: int) -> Path:
@@ -94,9 +97,9 @@ def shard_file(path: Path, i: int) -> Path:
     return path / f"shard-{i:05d}.safetensors"
 
 
-def check_finite(x: Tensor, special: Tensor, shard: int) -> None:
-    """Raise InputError unless every activation that is not a special token's is finite."""
-    bad = (~x.isfinite()).any(2) & ~special  # [b, t]
+def check_finite(x: Tensor, excluded: Tensor, shard: int) -> None:
+    """Raise InputError unless every activation that is not an excluded token's is finite."""
+    bad = (~x.isfinite()).any(2) & ~excluded  # [b, t]
     if bool(bad.any()):
         block, position = (int(v) for v in bad.nonzero()[0])
         raise InputError(
@@ -106,16 +109,23 @@ def check_finite(x: Tensor, special: Tensor, shard: int) -> None:
 
 
 def activation_inputs(cfg: RunConfig, tokens: dict[str, Any], model: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """All that the activations depend on: tokens, model, site, precision, the way they are cut into shards."""
+    """All that the activations depend on: tokens, model, site, precision, the way they are cut into shards, rows left out."""
     data = {name: getattr(cfg.data, name) for name in ("dtype", "shard_tokens", "stats_tokens", "outlier_norm", "seed")}
     site = {"layer": cfg.model.layer, "site": cfg.model.site, "batch": cfg.model.batch, "dtype": dtype}
-    return {"numerics": NUMERICS, "tokens": tokens, "model": model, "site": site, "data": data}
+    rows = {} if cfg.data.special == "exclude" else {"special": cfg.data.special}
+    return {"numerics": NUMERICS, "tokens": tokens, "model": model, "site": site, "data": data} | rows
+
+
+def shard_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Those of `activation_inputs` that the shards depend on: they hold the special tokens whether these are kept or not."""
+    return {name: value for name, value in inputs.items() if name != "special"}
 
 
 def open_shards(cfg: RunConfig, inputs: dict[str, Any], store: TokenStore, lm: Callable[[], LM], d_in: int) -> Shards:
     """The shards as `cache` says: made on disk if missing (disk), or computed when read (stream)."""
     if cfg.cache == "stream":
         return Shards(cfg.data, store, lm, cfg.model.batch)
+    inputs = shard_inputs(inputs)
     path = Path(cfg.outputs) / "activations" / key_of(inputs)
     shards = Shards(cfg.data, store, lm, cfg.model.batch)
     stage(path, inputs, lambda partial: write_cache(partial, shards, d_in), resumes=True)
@@ -138,7 +148,7 @@ def write_cache(partial: Path, shards: Shards, d_in: int) -> None:
                     "x": shard.x,
                     "tokens": shard.tokens.int(),
                     "documents": shard.documents.int(),
-                    "special": shard.special,
+                    "special": shards.store.special(shard.tokens),
                 },
                 part,
             )
@@ -214,7 +224,7 @@ def write_stats(partial: Path, shards: Shards) -> None:
 def count_rows(shards: Shards, i: int) -> int:
     """Trained tokens in shard i, from its tokens alone."""
     tokens = shards.store.blocks("train", shards.block_ids(i)).tokens
-    return int((~shards.store.special(tokens)).sum())
+    return int((~shards.store.excluded(tokens)).sum())
 
 
 class Window(NamedTuple):

@@ -57,10 +57,12 @@ class DataConfig:
     stats_tokens: int  # training tokens from which mean, scale and norm quantiles are measured
     outlier_norm: float  # tokens whose norm exceeds this multiple of the median norm are flagged
     shard_tokens: int  # tokens in one file of the cache
+    special: str = "exclude"  # special tokens (BOS among them): exclude them, or keep them as any other token
 
     def __post_init__(self) -> None:
         one_of("data.source", self.source, ("python-docs", "text", "hub"))
         one_of("data.bos", self.bos, ("block", "document", "none"))
+        one_of("data.special", self.special, ("exclude", "keep"))
         one_of("data.dtype", self.dtype, ("bfloat16", "float32"))
         require(
             self.source == "python-docs" or bool(self.path), f"data.path={self.path}: data={self.name} needs a path"

@@ -46,8 +46,8 @@ class Blocks(NamedTuple):
 class TokenStore:
     """The tokens made by `tokenise`, read from their folder; opening costs one small file, shards are memory-mapped."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.key = path, path.name
+    def __init__(self, path: Path, keep_special: bool = False) -> None:
+        self.path, self.key, self.keep_special = path, path.name, keep_special
         self.info: dict[str, Any] = read_json(path / "tokens.json")
         self.seq_len: int = self.info["seq_len"]
         self.special_ids = frozenset[int](self.info["special_ids"])
@@ -81,6 +81,10 @@ class TokenStore:
         """True where a token is special (BOS among them); same shape and device as `tokens`."""
         return torch.isin(tokens, torch.tensor(sorted(self.special_ids), dtype=torch.int64, device=tokens.device))
 
+    def excluded(self, tokens: Tensor) -> Tensor:
+        """True where a token is neither trained nor measured on: the special ones unless data.special=keep."""
+        return torch.zeros_like(tokens, dtype=torch.bool) if self.keep_special else self.special(tokens)
+
 
 def tokenise(
     cfg: DataConfig, tokenizer: PreTrainedTokenizerFast, special: frozenset[int], model_name: str, outputs: Path
@@ -94,7 +98,7 @@ def tokenise(
     inputs = token_inputs(cfg, tokenizer)
     path = outputs / "tokens" / key_of(inputs)
     stage(path, inputs, lambda partial: write(partial, cfg, tokenizer, special, inputs))
-    store = TokenStore(path)
+    store = TokenStore(path, cfg.special == "keep")
     require(store.special_ids == special, f"{path}: made with other special tokens; remove it and run again")
     return store
 

@@ -6,14 +6,16 @@ a row for `all` ordinary tokens and one for the `typical` ones (norm not outlyin
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from saebench.heldout import GROUPS, SUMS, Batch, HeldOut, Measured, Subject, add
-from saebench.metrics import Moments, Reconstruction, TokenSums
+from saebench.heldout import SUMS, Batch, HeldOut, Measured, Subject, add, groups_of
+from saebench.metrics import Reconstruction, TokenSums
 from saebench.progress import Progress
 from saebench.recapture import Recapture
 from saebench.saes.base import Normalised
@@ -56,10 +58,11 @@ def measure(heldout: HeldOut, subject: Subject, views: list[Measured], progress:
             samples[i].append(x_hat[batch.sampled])
             fired[i].append(latents.of_rows(batch.sampled))
             progress.advance(len(x), subject.sae.cfg.name)
-    progress.advance((heldout.tokens - sum(len(b.outlier) for b in heldout.batches)) * len(views))  # special tokens
+    progress.advance((heldout.tokens - sum(len(b.group) for b in heldout.batches)) * len(views))  # special tokens
     for m, mine, sample, sampled in zip(views, sums, samples, fired, strict=True):
         gram = Gram.of(sampled)
         subject.gram = subject.gram or gram  # the first view is a full one
+        m.l0 = {group: total.l0 for group, total in mine.items()}
         for tokens in ("all", "typical"):
             m.rows[tokens] = metrics(heldout, m, mine, tokens)
             m.rows[tokens] |= similarity(heldout, torch.cat(sample), gram, subject.gram, tokens)
@@ -74,7 +77,8 @@ def add_view(
     by_dimension = (x - x_hat).square_()  # [n, d_in]
     error = by_dimension.sum(1, dtype=torch.float64)  # [n]
     size = seen.x.square().sum(1, dtype=torch.float64)  # [n]
-    tokens = TokenSums(error / seen.scale.double().reshape(-1).square(), size, latents.l0())
+    trained = error / seen.scale.double().reshape(-1).square()  # [n]
+    tokens = TokenSums(trained, size, latents.l0())
     active = latents.values > 0  # [nnz]
     for group, rows in batch.groups.items():
         mine = active if len(batch.groups) == 1 else active & batch.mask(group)[latents.row_of_entry]
@@ -83,17 +87,14 @@ def add_view(
     nothing = torch.zeros_like(error)
     std = by_dimension.double() @ heldout.precision  # [n]
     columns = {"tokens": nothing + 1, "residual": error, "residual_std": std}
+    columns |= {"residual_trained": trained, "total_trained": size}
     batch.add_by_document(m.documents, torch.stack([columns.get(name, nothing) for name in SUMS], 1))
 
 
 def metrics(heldout: HeldOut, m: Measured, sums: dict[str, Reconstruction], tokens: str) -> dict[str, float]:
     """The reconstruction metrics of one view over `all` or `typical` tokens."""
-    groups = groups_of(tokens, sums)
-    moments, mine = heldout.moments[groups[0]], sums[groups[0]]
-    for group in groups[1:]:
-        moments: Moments = moments + heldout.moments[group]
-        mine: Reconstruction = mine + sums[group]
-    return {"n_tokens": mine.n, **mine.row(moments, m.keep)}
+    mine: Reconstruction = reduce(operator.add, (sums[group] for group in groups_of(tokens, sums)))
+    return {"n_tokens": mine.n, **mine.row(heldout.moments_of(tokens), m.keep)}
 
 
 def similarity(heldout: HeldOut, sample: Tensor, gram: Gram, full: Gram, tokens: str) -> dict[str, float]:
@@ -103,13 +104,27 @@ def similarity(heldout: HeldOut, sample: Tensor, gram: Gram, full: Gram, tokens:
     return between | gram.of_tokens(chosen).similarity(full.of_tokens(chosen))
 
 
-def groups_of(tokens: str, present: Any) -> list[str]:
-    """The groups that make up `all` or `typical` tokens, of those present."""
-    return [g for g in GROUPS if g in present and (tokens == "all" or g == "typical")]
-
-
 def row(m: Measured, tokens: str, recapture: Recapture) -> dict[str, Any]:
     """One row of metrics.csv: the view, its reconstruction metrics, its cross-entropies."""
     v = m.view
     named = {"view": v.kind, "rule": v.rule, "order": v.order, "m": v.m, "budget": v.budget, "mode": v.mode}
     return {**named, "tokens": tokens, **m.rows[tokens], **recapture.columns(m, groups_of(tokens, recapture.clean))}
+
+
+def document_rows(heldout: HeldOut, subject: Subject) -> Iterator[dict[str, Any]]:
+    """Per-document sums of every view, for the bootstrap: SUMS, and the totals that its squares are shares of."""
+    for measured in subject.views:
+        for (document, group), sums in measured.documents.items():
+            total, total_std = (float(v) for v in heldout.totals[document, group])
+            named = {"view": measured.view.name(), "document": document, "group": group}
+            yield named | dict(zip(SUMS, sums.tolist(), strict=True)) | {"total": total, "total_std": total_std}
+
+
+def l0_rows(subject: Subject) -> Iterator[dict[str, Any]]:
+    """For the full views and the budgets: how many tokens of each group have how many active latents."""
+    for measured in subject.views:
+        if measured.view.kind in ("full", "budget"):
+            for group, histogram in measured.l0.items():
+                for l0 in histogram.nonzero().squeeze(1).tolist():
+                    named = {"view": measured.view.kind, "budget": measured.view.budget, "mode": measured.view.mode}
+                    yield named | {"group": group, "l0": l0, "tokens": int(histogram[l0])}

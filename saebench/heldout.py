@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import zip_longest
 from typing import Any
 
@@ -23,8 +25,15 @@ from saebench.similarity import Dissimilarities, Gram
 from saebench.sparse import SparseLatents
 from saebench.views import View, kept_latents, latents_of, list_views, prefixes_of
 
-SUMS = ("tokens", "residual", "residual_std", "ce_tokens", "ce_sae", "ce_clean")  # of a document, in one view
-GROUPS = ("typical", "outlier")  # tokens of ordinary and of outlying norm; their sums add up to those of all tokens
+SUMS = (  # of a document, in one view
+    "tokens", "residual", "residual_std", "residual_trained", "total_trained", "ce_tokens", "ce_sae", "ce_clean"
+)  # fmt: skip
+GROUPS = ("typical", "outlier", "special")  # ordinary tokens by norm, and special ones if kept; together all tokens
+
+
+def groups_of(tokens: str, present: Any) -> list[str]:
+    """The groups that make up `all` or `typical` tokens, of those present."""
+    return [g for g in GROUPS if g in present and (tokens == "all" or g == "typical")]
 
 
 def add(sums: dict[Any, Any], key: Any, value: Any) -> None:
@@ -33,15 +42,15 @@ def add(sums: dict[Any, Any], key: Any, value: Any) -> None:
 
 
 class Batch:
-    """Some tokens, cut into groups, with the document of each and whether it is in the RSA sample."""
+    """Some tokens, each with its group (a place in GROUPS), its document and whether it is in the RSA sample."""
 
-    def __init__(self, x: Tensor, outlier: Tensor, documents: Tensor, sampled: Tensor) -> None:
-        self.stored, self.outlier, self.sampled = x, outlier, sampled  # [n, d_in], [n], [n]
-        rows = {"typical": (~outlier).nonzero().squeeze(1), "outlier": outlier.nonzero().squeeze(1)}
+    def __init__(self, x: Tensor, group: Tensor, documents: Tensor, sampled: Tensor) -> None:
+        self.stored, self.group, self.sampled = x, group, sampled  # [n, d_in], [n], [n]
+        rows = {name: (group == i).nonzero().squeeze(1) for i, name in enumerate(GROUPS)}
         self.groups = {name: index for name, index in rows.items() if len(index) > 0}
-        keys = documents.to(outlier.device) * 2 + outlier.long()  # [n]
+        keys = documents.to(group.device) * len(GROUPS) + group  # [n]
         found, self.inverse = keys.unique(return_inverse=True)
-        self.keys = [(key // 2, GROUPS[key % 2]) for key in found.tolist()]
+        self.keys = [(key // len(GROUPS), GROUPS[key % len(GROUPS)]) for key in found.tolist()]
 
     @property
     def x(self) -> Tensor:
@@ -50,7 +59,7 @@ class Batch:
 
     def mask(self, group: str) -> Tensor:
         """[n] (bool): the tokens of a group."""
-        return self.outlier if group == "outlier" else ~self.outlier
+        return self.group == GROUPS.index(group)
 
     def add_by_document(self, sums: dict[Any, Any], values: Tensor) -> None:
         """Add per-token values [n] or [n, c] to sums by (document, group)."""
@@ -76,17 +85,23 @@ class HeldOut:
                 add(self.moments, group, Moments.of(batch.x[rows] - self.centre))
         if "typical" not in self.moments:
             raise InputError("data.eval_tokens: no held-out token is left to measure; raise it")
-        everything = (
-            self.moments["typical"] + self.moments["outlier"] if len(self.moments) > 1 else self.moments["typical"]
-        )
-        variance = everything.variance()  # [d_in]
+        variance = self.moments_of("all").variance()  # [d_in]
         self.precision = torch.where(variance > 0, 1 / variance, 0.0) / (variance > 0).sum()  # [d_in]
         for batch in self.batches:
             batch.add_by_document(self.totals, self.two_sums((batch.x - self.centre).square()))
         sample = torch.cat([b.x[b.sampled] for b in self.batches])  # [n, d_in]
-        typical = torch.cat([~b.outlier[b.sampled] for b in self.batches])  # [n] (bool)
+        typical = torch.cat([b.mask("typical")[b.sampled] for b in self.batches])  # [n] (bool)
         self.sampled = {"all": torch.ones_like(typical), "typical": typical}  # of the sampled tokens, those that count
         self.dissimilarities = {name: Dissimilarities.of(sample[chosen]) for name, chosen in self.sampled.items()}
+
+    def moments_of(self, tokens: str) -> Moments:
+        """Those of `all` or `typical` tokens."""
+        groups = groups_of(tokens, self.moments)
+        return reduce(operator.add, (self.moments[group] for group in groups))
+
+    def group_of(self, x: Tensor, special: Tensor) -> Tensor:
+        """The group, as a place in GROUPS, of tokens with activations x [n, d_in] of which some are special [n]: [n]."""
+        return torch.where(special.to(x.device), GROUPS.index("special"), self.stats.outliers(x).long())
 
     def two_sums(self, squares: Tensor) -> Tensor:
         """The sum of squares [n, d_in] over dimensions, and the mean with each dimension scaled to unit variance: [n, 2]."""
@@ -113,15 +128,16 @@ class HeldOut:
         sampled[torch.randperm(self.tokens, generator=generator)[: self.cfg.rsa_tokens]] = True
         with Progress(self.tokens, "tokens", "held-out activations") as progress:
             for tokens, documents, first in self.blocks(self.tokens, self.cfg.batch):
-                ordinary = ~self.store.special(tokens)  # [b, t]
-                x = self.lm.activations(tokens).to(self.dtype)[ordinary.to(self.lm.device)]  # [n, d_in]
+                kept = ~self.store.excluded(tokens)  # [b, t]
+                x = self.lm.activations(tokens).to(self.dtype)[kept.to(self.lm.device)]  # [n, d_in]
                 if not bool(x.isfinite().all()):
                     last = first + tokens.numel()
                     raise InputError(
                         f"activations: NaN or inf among held-out tokens {first} to {last}; try model.dtype=float32"
                     )
-                chosen = sampled[first : first + tokens.numel()].view_as(tokens)[ordinary]
-                yield Batch(x, self.stats.outliers(x), documents[ordinary], chosen.to(x.device))
+                chosen = sampled[first : first + tokens.numel()].view_as(tokens)[kept]
+                group = self.group_of(x, self.store.special(tokens[kept]))
+                yield Batch(x, group, documents[kept], chosen.to(x.device))
                 progress.advance(tokens.numel())
 
 
@@ -136,7 +152,8 @@ class Measured:
         default_factory=dict
     )  # reconstruction metrics, for all and typical tokens
     ce: dict[str, Tensor] = field(default_factory=dict)  # by group: [2] sums of cross-entropy and KL
-    documents: dict[tuple[int, str], Tensor] = field(default_factory=dict)  # [6] sums, named in SUMS
+    documents: dict[tuple[int, str], Tensor] = field(default_factory=dict)  # sums named in SUMS
+    l0: dict[str, Tensor] = field(default_factory=dict)  # by group: histogram of active latents per token
 
 
 class Subject:

@@ -16,10 +16,11 @@ import yaml
 from numpy import ndarray
 
 from saebench.checks import at_least, require
+from saebench.finished import POINTS, YAML_LOADER, finished_runs
 from saebench.levels import blocks, level_rows, max_cosines
 from saebench.progress import Progress
 from saebench.store import is_done, key_of, read_json, stage, write_text
-from saebench.tables import POINTS, YAML_LOADER, align, cell, finished_runs, number, read_table
+from saebench.tables import align, cell, number, read_table
 from saebench.tails import MIN_SAMPLE, Sample, compare, fit, rank_size, sample_of, synthetic
 
 NUMERICS = 1  # raised by hand when the laws of unchanged runs change

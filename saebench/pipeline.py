@@ -28,8 +28,8 @@ from saebench.activations import (
 from saebench.checks import InputError
 from saebench.config import RunConfig, as_dict
 from saebench.data import TokenStore, token_inputs, tokenise
-from saebench.evaluate import evaluate
-from saebench.heldout import SUMS, HeldOut, Subject
+from saebench.evaluate import document_rows, evaluate, l0_rows
+from saebench.heldout import HeldOut, Subject
 from saebench.lm import LM, check_seq_len, describe, load_lm, load_tokenizer, resolve_device, resolve_dtype, special_ids
 from saebench.member import Member
 from saebench.memory import keep_freed_memory
@@ -42,7 +42,8 @@ from saebench.views import tune_thresholds
 
 TRAIN_NUMERICS = 2  # raised by hand when the weights of an unchanged config change
 VIEW_KEYS = ("sizes", "rules", "orders", "scale_k", "budgets", "ce_views")  # of evaluate: each SAE's own
-EVALUATE_NUMERICS = 4  # raised by hand when the metrics of unchanged weights change
+PUBLISHED = ("l0.csv", "metrics.csv")  # of the latest evaluation, in the run's folder
+EVALUATE_NUMERICS = 5  # raised by hand when the metrics of unchanged weights change
 
 
 @dataclass(frozen=True)
@@ -205,8 +206,9 @@ def evaluate_gang(configs: list[RunConfig], folders: list[Path], stream: Stream)
         if todo:
             measure(todo, stream, open_heldout(configs[group[0]], stream, opened))
         for i in group:
-            rows = evaluation_stage(folders[i], configs[i])[0] / "metrics.csv"
-            write_text(folders[i] / "metrics.csv", rows.read_text(encoding="utf-8"))
+            evaluation, _ = evaluation_stage(folders[i], configs[i])
+            for name in PUBLISHED:
+                write_text(folders[i] / name, (evaluation / name).read_text(encoding="utf-8"))
 
 
 def evaluation_inputs(cfg: RunConfig) -> dict[str, Any]:
@@ -256,6 +258,7 @@ def save_evaluation(folder: Path, metrics: list[dict[str, Any]], heldout: HeldOu
     """Write what was measured of one run: its rows, its sums by document, its latents on the sampled tokens."""
     write_csv(folder / "metrics.csv", metrics, METRICS)
     write_csv(folder / "documents.csv", list(document_rows(heldout, subject)))
+    write_csv(folder / "l0.csv", list(l0_rows(subject)))
     assert subject.gram is not None
     save_gram(folder / "latents.safetensors", subject.gram, heldout.sampled["typical"])
 
@@ -277,12 +280,3 @@ def describe_run(name: str, cfg: RunConfig, d_in: int) -> dict[str, Any]:
         "k": getattr(cfg.sae, "k", None),
         "coefficient": coefficient,
     }
-
-
-def document_rows(heldout: HeldOut, subject: Subject) -> Any:
-    """Per-document sums of every view, for the bootstrap: SUMS, and the totals that its squares are shares of."""
-    for measured in subject.views:
-        for (document, group), sums in measured.documents.items():
-            total, total_std = (float(v) for v in heldout.totals[document, group])
-            named = {"view": measured.view.name(), "document": document, "group": group}
-            yield named | dict(zip(SUMS, sums.tolist(), strict=True)) | {"total": total, "total_std": total_std}

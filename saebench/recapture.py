@@ -14,7 +14,7 @@ ABLATIONS = 3  # passes that all views share: clean, zero in place of x, the tra
 
 
 class Recapture:
-    """Sums over the first evaluate.ce_tokens held-out tokens; special tokens are neither spliced nor scored."""
+    """Sums over the first evaluate.ce_tokens held-out tokens; predictions of special tokens are not scored."""
 
     def __init__(self, heldout: HeldOut) -> None:
         self.heldout, self.lm, self.chunk = heldout, heldout.lm, heldout.cfg.logit_chunk
@@ -33,23 +33,24 @@ class Recapture:
     def splice(self, tokens: Tensor, documents: Tensor, subjects: list[Subject], progress: Progress) -> None:
         """Add one batch of tokens [b, t] to the sums."""
         low = lower(self.lm, tokens)
-        ordinary = (~self.heldout.store.special(tokens)).to(self.lm.device)  # [b, t]
-        x = low.x.to(self.heldout.dtype).float()[ordinary]  # [n, d_in]
-        scored = ordinary[:, :-1] & ordinary[:, 1:]  # spliced positions that predict an ordinary token
+        special = self.heldout.store.special(tokens).to(self.lm.device)  # [b, t]
+        kept = (~self.heldout.store.excluded(tokens)).to(self.lm.device)
+        x = low.x.to(self.heldout.dtype).float()[kept]  # [n, d_in]
+        scored = kept[:, :-1] & ~special[:, 1:]  # spliced positions that predict an ordinary token
         targets = tokens[:, 1:].to(self.lm.device)[scored]  # [positions]
-        outlier = torch.zeros_like(ordinary)
-        outlier[ordinary] = self.heldout.stats.outliers(x)
+        group = torch.zeros_like(tokens, device=self.lm.device)
+        group[kept] = self.heldout.group_of(x, special[kept])
         ablations = (torch.zeros_like(x), self.heldout.centre.expand_as(x))
-        finals = [self.final(low, scored, None), *(self.final(low, scored, put(low, ordinary, a)) for a in ablations)]
+        finals = [self.final(low, scored, None), *(self.final(low, scored, put(low, kept, a)) for a in ablations)]
         chosen: list[Measured] = []
         for subject in subjects:
             for m, x_hat, _, _ in subject.reconstruct(x, subject.ce_views):
-                finals.append(self.final(low, scored, put(low, ordinary, x_hat)))
+                finals.append(self.final(low, scored, put(low, kept, x_hat)))
                 chosen.append(m)
         table = self.head(finals, targets, progress, tokens.numel())
         nothing = torch.zeros(len(targets), 1, dtype=torch.bool)
-        kept = outlier[:, :-1][scored].cpu()
-        self.sum_up(table, chosen, Batch(nothing, kept, documents[:, :-1][scored.cpu()], nothing.squeeze(1)))
+        of_scored = group[:, :-1][scored].cpu()
+        self.sum_up(table, chosen, Batch(nothing, of_scored, documents[:, :-1][scored.cpu()], nothing.squeeze(1)))
 
     def final(self, low: Lower, scored: Tensor, x_hat: Tensor | None) -> Tensor:
         """Final hidden states at the scored positions: [positions, d_model]."""
@@ -100,8 +101,8 @@ class Recapture:
         }
 
 
-def put(low: Lower, ordinary: Tensor, x_hat: Tensor) -> Tensor:
-    """The site's activations with x_hat [n, d_in] at the ordinary positions [b, t]."""
+def put(low: Lower, kept: Tensor, x_hat: Tensor) -> Tensor:
+    """The site's activations with x_hat [n, d_in] at the positions kept [b, t]."""
     spliced = low.x.clone()  # [b, t, d_in]
-    spliced[ordinary] = x_hat.to(spliced.dtype)
+    spliced[kept] = x_hat.to(spliced.dtype)
     return spliced

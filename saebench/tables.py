@@ -6,8 +6,6 @@ that differs between runs of one model, layer, site and data set. Means and spre
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import pandas as pd
 import yaml
 
 from saebench.checks import require
-from saebench.progress import Progress, say
+from saebench.finished import YAML_LOADER, finished_runs, parse, read_histograms, read_latents, read_runs, thin
 from saebench.store import write_text
 
 PLACE = ["model", "layer", "site", "data"]
@@ -33,12 +31,11 @@ MEASURES = {  # column: heading, decimals
     "ce_increase": ("CE increase", 4),
     "recovered_zero": ("recovered", 4),
     "dead_fraction": ("dead", 4),
+    "nmse": ("NMSE", 4),
     "rsa_pearson": ("RSA", 4),
     "rsa_spearman": ("RSA rank", 4),
 }
-UNSHOWN = ("cka", "rsa_pearson", "rsa_spearman")  # in result_table
-TEXTS = ["run", "variant", "model", "site", "data", "view", "rule", "order", "mode"]
-INTEGERS = ["layer", "d_sae", "k", "m", "budget", "seed", "order_seed"]
+UNSHOWN = ("cka", "nmse", "rsa_pearson", "rsa_spearman")  # in result_table
 CAPTION = (
     "Mean ± sd over n runs. std: dimensions scaled to unit variance. CE increase: nats over the clean model.\n"
     "recovered: share of the CE increase of splicing in zero that the SAE avoids. dead: share of the latents."
@@ -50,9 +47,7 @@ WITHOUT_EFFECT = {  # on any one row of metrics.csv
     *("experiment", *(f"experiment.{key}" for key in ("name", "grids", "claims", "lr_factors"))),
     *(f"evaluate.{key}" for key in ASKED),
 }
-POINTS = 200  # kept of each curve
 WIDTH = 120  # columns of result_table
-YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # C is ten times as fast, and not in every build
 
 
 def write_tables(outputs: Path) -> list[Path]:
@@ -67,6 +62,7 @@ def write_tables(outputs: Path) -> list[Path]:
     summary = summarise(rows.loc[rows["view"] == "full"], [*keys, "mode", "tokens"])
     tables = {"metrics.csv": metrics, "runs.csv": runs, "summary.csv": summary, "views.csv": views}
     tables |= {"curves.csv": read_runs(folders, "train.csv", thin), "latents.csv": read_latents(folders)}
+    tables |= {"l0.csv": read_histograms(folders)}
     texts = {name: table.to_csv(index=False) for name, table in tables.items()}
     texts |= {"summary.md": markdown(summary), "views.md": markdown(views)}
     folder = outputs / "tables"
@@ -98,72 +94,6 @@ def result_table(outputs: Path) -> str:
     texts = [align(display(shown, keys, names, spread, 3)) for names, spread in layouts]
     table = next((text for text in texts if text.index("\n") <= WIDTH), texts[-1])
     return "\n".join([", ".join(fixed), table, CAPTION])
-
-
-# reading
-
-
-def finished_runs(outputs: Path) -> list[Path]:
-    """The folders of outputs/runs that are finished and evaluated, by name. Raises InputError if there is none."""
-    folders = sorted(done.parent for done in (outputs / "runs").glob("*/done.json"))
-    finished = [folder for folder in folders if not folder.name.endswith(".partial")]
-    evaluated = [folder for folder in finished if (folder / "metrics.csv").is_file()]
-    if len(evaluated) < len(finished):
-        say(f"{len(finished) - len(evaluated)} of {len(finished)} runs are not evaluated yet and are left out")
-    require(
-        bool(evaluated), f"outputs={outputs}: no finished run in {outputs / 'runs'}; make one with `saebench train`"
-    )
-    return evaluated
-
-
-def parse(text: str) -> pd.DataFrame:
-    """CSV text as a table; an empty cell is missing, and nothing else is."""
-    names = text.partition("\n")[0].split(",")
-    types = dict.fromkeys(TEXTS, str) | dict.fromkeys(INTEGERS, "Int64") | {name: str for name in names if "." in name}
-    dtype: Any = {name: types[name] for name in names if name in types}
-    return pd.read_csv(io.StringIO(text), dtype=dtype, keep_default_na=False, na_values=["", "nan"])
-
-
-def read_runs(folders: list[Path], name: str, keep: Callable[[list[str]], Iterable[str]] = list) -> pd.DataFrame:
-    """The lines that `keep` chooses of one CSV of every run, beside the column `run`; parsed at once: quicker."""
-    texts = [(folder.name, *read_lines(folder / name)) for folder in folders]
-    header = texts[0][1]
-    for (_, other, _), folder in zip(texts, folders, strict=True):
-        require(other == header, f"{folder / name}: other columns than in {folders[0]}; run `saebench evaluate` again")
-    lines = [(run, line) for run, _, rows in texts for line in keep(rows)]
-    table = parse("\n".join([header, *(line for _, line in lines)]) + "\n")
-    runs = [run for run, _ in lines]
-    return (
-        table.assign(run=runs) if "run" in table else pd.concat([pd.Series(runs, name="run", dtype=str), table], axis=1)
-    )
-
-
-def read_lines(path: Path) -> tuple[str, list[str]]:
-    """The header and the rows of a CSV file. Raises InputError if it is missing or empty."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    require(bool(text), f"{path}: missing or empty; remove its folder and make the run again")
-    header, *rows = text.splitlines()
-    return header, rows
-
-
-def thin(lines: list[str]) -> Iterable[str]:
-    """At most POINTS of the lines, evenly spread, the first and the last among them."""
-    places = np.unique(np.linspace(0, len(lines) - 1, min(POINTS, len(lines))).round().astype(int))
-    return (lines[i] for i in places)
-
-
-def read_latents(folders: list[Path]) -> pd.DataFrame:
-    """Energy and frequency, each sorted from the largest, against rank (from 1), at about POINTS ranks per run."""
-    parts = []
-    with Progress(len(folders), "runs", "latents") as progress:
-        for folder in folders:
-            header, rows = read_lines(folder / "latents.csv")
-            latents = pd.read_csv(io.StringIO("\n".join([header, *rows])), usecols=["energy", "frequency"])
-            ranks = np.unique(np.geomspace(1, len(latents), min(POINTS, len(latents))).round().astype(int))
-            falling = {name: np.sort(latents[name])[::-1][ranks - 1] for name in ("energy", "frequency")}
-            parts.append(pd.DataFrame({"run": folder.name, "rank": ranks} | falling))
-            progress.advance()
-    return pd.concat(parts, ignore_index=True)
 
 
 # what tells configurations apart

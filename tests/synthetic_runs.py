@@ -73,6 +73,7 @@ def write_run(
     pd.DataFrame(rows, columns=pd.Index(COLUMNS.split())).to_csv(run / "metrics.csv", index=False)
     train_of(variant, d_sae, k, rng).to_csv(run / "train.csv", index=False)
     latents_of(d_sae, k, rng).to_csv(run / "latents.csv", index=False)
+    histograms_of(rows, rng).to_csv(run / "l0.csv", index=False)
     if done:
         (run / "done.json").write_text(json.dumps({"inputs": {}}))
     return run
@@ -142,6 +143,18 @@ def metrics_of(config: dict[str, Any], run: str, rng: np.random.Generator) -> li
             )
             rows[-1] |= {"l0": view["l0"] * noise, "dead_fraction": 0.03 * noise}
     return rows
+
+
+def histograms_of(rows: list[dict[str, Any]], rng: np.random.Generator) -> pd.DataFrame:
+    """Active latents per token in the full views: all alike with topk, else spread about the mean; BOS has few."""
+    parts = []
+    for row in (row for row in rows if row["view"] == "full" and row["tokens"] == "typical"):
+        mean = row["l0"] if row["mode"] == "topk" else row["l0"] * rng.lognormal(-0.1, 0.45, 5000)
+        found, tokens = np.unique(np.round(np.broadcast_to(mean, 5000)).astype(int), return_counts=True)
+        named = {"view": "full", "budget": row["budget"], "mode": row["mode"]}
+        parts.append(pd.DataFrame(named | {"group": "typical", "l0": found, "tokens": tokens}))
+        parts.append(pd.DataFrame([named | {"group": "special", "l0": int(row["l0"]) // 4, "tokens": 40}]))
+    return pd.concat(parts, ignore_index=True)
 
 
 def train_of(variant: str, d_sae: int, k: int, rng: np.random.Generator) -> pd.DataFrame:

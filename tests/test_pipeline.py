@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from saebench.activations import DiskShards
 from saebench.checks import InputError
 from saebench.config import RunConfig
 from saebench.heldout import HeldOut
-from saebench.pipeline import Stream, open_batches, open_stream, run
+from saebench.pipeline import Stream, open_batches, open_stream, run, run_folder
 from saebench.runs import METRICS
 from saebench.saes import REGISTRY
 from tests.configs import run_config, sae_config
@@ -40,8 +41,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "sae.safetensors")
 
 
-def rows_of(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open(newline="") as file:
+def rows_of(folder: Path, name: str = "metrics.csv") -> list[dict[str, str]]:
+    with (folder / name).open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -99,6 +100,32 @@ def test_an_epoch_without_a_whole_batch_is_refused() -> None:
 def test_only_ordinary_tokens_are_rows(tmp_path: Path) -> None:
     stream = open_stream(small(tmp_path))
     assert sum(stream.stats.summary["rows"]) == 6400 // 32 * 31 - separators(stream)
+
+
+def test_special_tokens_can_be_kept(tmp_path: Path) -> None:
+    """They are rows of the same cached shards, and metrics tell them apart."""
+    plain, kept = small(tmp_path), small(tmp_path, "data.special=keep", "evaluate.sizes=[]", "evaluate.rules=[]")
+    assert sum(open_stream(kept).stats.summary["rows"]) == 6400
+    assert open_stream(kept).shards.read(1).rows().shape[0] == 32 * 32
+    assert sum(open_stream(plain).stats.summary["rows"]) < 6400
+    assert len(list((tmp_path / "activations").glob("*/manifest.json"))) == 1
+    folder = run([kept])[0]
+    assert folder != run_folder(plain, open_stream(plain))
+    (every,) = [r for r in rows_of(folder) if r["view"] == "full" and r["tokens"] == "all"]
+    (typical,) = [r for r in rows_of(folder) if r["view"] == "full" and r["tokens"] == "typical"]
+    histogram = rows_of(folder, "l0.csv")
+    counts = Counter({(r["group"], int(r["l0"])): int(r["tokens"]) for r in histogram if r["view"] == "full"})
+    assert counts.total() == int(every["n_tokens"])
+    assert sum(n * l0 for (_, l0), n in counts.items()) / counts.total() == pytest.approx(float(every["l0"]))
+    by_group = {group: sum(n for (g, _), n in counts.items() if g == group) for group, _ in counts}
+    assert by_group["typical"] == int(typical["n_tokens"])
+    blocks = open_stream(kept).store.n_blocks("heldout")
+    assert by_group["special"] >= blocks  # each begins with BOS
+    documents = rows_of(next(folder.glob("evaluations/*")), "documents.csv")
+    full = [r for r in documents if r["view"] == f"full-{every['m']}-{every['budget']}-{every['mode']}"]
+    error, total = (sum(float(r[name]) for r in full) for name in ("residual_trained", "total_trained"))
+    assert error / total == pytest.approx(float(every["nmse"]))
+    assert {r["group"] for r in full} >= {"typical", "special"}
 
 
 def separators(stream: Stream) -> int:
@@ -173,8 +200,8 @@ def test_an_activation_can_be_traced_to_its_context(tmp_path: Path) -> None:
     shard = stream.shards.read(2)
     again = stream.lm().activations(shard.tokens[:4]).bfloat16()
     torch.testing.assert_close(shard.x[:4].float(), again.float(), rtol=0.02, atol=0.02)
-    assert bool(shard.special[:, 0].all())
-    assert not stream.store.special(shard.tokens[~shard.special]).any()
+    assert bool(shard.excluded[:, 0].all())
+    assert not stream.store.special(shard.tokens[~shard.excluded]).any()
 
 
 def test_a_gang_trains_every_variant_as_alone_and_evaluates_all_views(tmp_path: Path) -> None:

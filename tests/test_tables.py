@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from saebench.checks import InputError
-from saebench.tables import PLACE, missing, read_table, result_table, sparsity, thin, write_tables
+from saebench.finished import thin
+from saebench.tables import PLACE, missing, read_table, result_table, sparsity, write_tables
 from tests.synthetic_runs import write_run
 
 

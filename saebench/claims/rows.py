@@ -14,7 +14,8 @@ import yaml
 from saebench.checks import InputError, require
 from saebench.claims.labels import describe
 from saebench.config import RunConfig, as_dict
-from saebench.tables import YAML_LOADER, finished_runs, flatten, missing, parse, read_lines, read_runs
+from saebench.finished import YAML_LOADER, finished_runs, parse, read_lines, read_runs
+from saebench.tables import flatten, missing
 
 RUN_COLUMNS = {  # column of metrics.csv: config key
     "variant": "sae.name",
@@ -40,6 +41,7 @@ MAKERS = {"laws": "laws", "levels": "laws"}  # table: the command that writes it
 SUMS = {  # metric: numerator and denominator among the per-document sums; those with others rest on seeds alone
     "fvu": ("residual", "total"),
     "fvu_std": ("residual_std", "total_std"),
+    "nmse": ("residual_trained", "total_trained"),
     "ce_sae": ("ce_sae", "ce_tokens"),
     "ce_increase": ("ce_increase", "ce_tokens"),
 }

@@ -13,6 +13,7 @@ from saebench.figures.claims import forest, read_claims
 from saebench.figures.cost import training_cost
 from saebench.figures.curves import latent_importance, training_curves
 from saebench.figures.data import Group, read_groups
+from saebench.figures.histogram import l0_histogram
 from saebench.figures.laws import importance_laws
 from saebench.figures.levels import level_statistics
 from saebench.figures.size import against_size, pruning_rules
@@ -23,6 +24,7 @@ from saebench.progress import Progress, say
 FIGURES: dict[str, Callable[[Group], list[Figure]]] = {
     "fvu_vs_size": partial(against_size, metric="fvu"),
     "fvu_std_vs_size": partial(against_size, metric="fvu_std"),
+    "nmse_vs_size": partial(against_size, metric="nmse"),
     "ce_vs_size": partial(against_size, metric="ce_increase"),
     "cka_vs_size": partial(against_size, metric="cka_std"),
     "cka_plain_vs_size": partial(against_size, metric="cka"),
@@ -32,11 +34,13 @@ FIGURES: dict[str, Callable[[Group], list[Figure]]] = {
     "pruning_rules": pruning_rules,
     "fvu_vs_l0": partial(against_l0, metric="fvu"),
     "fvu_std_vs_l0": partial(against_l0, metric="fvu_std"),
+    "nmse_vs_l0": partial(against_l0, metric="nmse"),
     "ce_vs_l0": partial(against_l0, metric="ce_increase"),
     "cka_vs_l0": partial(against_l0, metric="cka_std"),
     "cka_plain_vs_l0": partial(against_l0, metric="cka"),
     "rsa_vs_l0": partial(against_l0, metric="rsa_pearson"),
     "rsa_spearman_vs_l0": partial(against_l0, metric="rsa_spearman"),
+    "l0_histogram": l0_histogram,
     "latent_importance": latent_importance,
     "importance_laws": importance_laws,
     "levels": level_statistics,

@@ -53,7 +53,7 @@ class Group:
     """One model, layer, site and data set: its configurations, its views, its training curves, its latents by rank.
 
     The tables' column `configuration` is a Config's number; views are of TOKENS, and their `how` is a key of ORDERS. `laws`,
-    `ranks` and `levels` are empty unless `saebench laws` wrote them.
+    `ranks` and `levels` are empty unless `saebench laws` wrote them, `histograms` (of L0) where runs are older than they.
     """
 
     title: str
@@ -65,6 +65,7 @@ class Group:
     laws: pd.DataFrame
     ranks: pd.DataFrame
     levels: pd.DataFrame
+    histograms: pd.DataFrame
 
     def note(self, tokens: str = f"held-out tokens of {TOKENS} norm", spread: str = "bars") -> str:
         """The lines above a figure: what was measured, on which tokens, and what the spread is."""
@@ -96,13 +97,8 @@ def read_groups(outputs: Path) -> Iterator[Group]:
     split = [key for key in varying(summary) if "." in key]
     several = any(runs[name].nunique() > 1 for name in PLACE)
     drawn = with_how(views.loc[views["tokens"] == TOKENS]).drop(columns=[name for name in views if unused(name)])
-    tables = [
-        drawn,
-        *(
-            table.merge(runs.loc[:, ["run", "configuration"]])
-            for table in (curves, latents, *optional(outputs, "laws", "ranks"), *optional(outputs, "levels"))
-        ),
-    ]
+    extra = [table for names in (("laws", "ranks"), ("levels",), ("l0",)) for table in optional(outputs, *names)]
+    tables = [drawn, *(table.merge(runs.loc[:, ["run", "configuration"]]) for table in (curves, latents, *extra))]
     for _, members in runs.groupby(PLACE, sort=True):
         own, *others = (table.loc[table["configuration"].isin(members["configuration"])] for table in tables)
         model, layer, site, data = (str(members[name].iloc[0]) for name in PLACE)

@@ -52,7 +52,7 @@ class RandomTokens(TokenStore):
     """Held-out blocks of random tokens, none of them special."""
 
     def __init__(self, tokens: int, seq_len: int, vocab_size: int) -> None:
-        self.seq_len, self.special_ids = seq_len, frozenset[int]()
+        self.seq_len, self.special_ids, self.keep_special = seq_len, frozenset[int](), False
         shape = (max(1, tokens // seq_len), seq_len)
         self.ids = torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(0))  # [blocks, seq_len]
 

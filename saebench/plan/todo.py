@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 
-from saebench.activations import activation_inputs
+from saebench.activations import activation_inputs, shard_inputs
 from saebench.config import RunConfig
 from saebench.data import token_inputs
 from saebench.lm import check_seq_len, describe, load_tokenizer, resolve_device, resolve_dtype
@@ -119,13 +119,13 @@ def in_blocks(tokens: int, cfg: RunConfig) -> int:
 
 def cache_folder(cfg: RunConfig, source: Source) -> Path:
     """outputs/activations/<key>."""
-    return Path(cfg.outputs) / "activations" / key_of(source.inputs)
+    return Path(cfg.outputs) / "activations" / key_of(shard_inputs(source.inputs))
 
 
 def uncached(cfg: RunConfig, source: Source) -> int:
     """Tokens whose activations are not on disk yet; an interrupted cache goes on from its last shard."""
     path = cache_folder(cfg, source)
-    if is_done(path, source.inputs):
+    if is_done(path, shard_inputs(source.inputs)):
         return 0
     shards = list(path.with_name(path.name + ".partial").glob("shard-*.safetensors"))
     return max(0, in_blocks(cfg.data.n_tokens, cfg) - len(shards) * shard_tokens(cfg))

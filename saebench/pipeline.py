@@ -194,13 +194,18 @@ def environment(device: torch.device) -> dict[str, Any]:
     return {"versions": versions(), "device": str(device), "device_name": name, "threads": torch.get_num_threads()}
 
 
-def evaluate_gang(configs: list[RunConfig], folders: list[Path], stream: Stream) -> None:
-    """Evaluate, in one pass over the held-out tokens, the runs whose evaluation is missing; then publish all metrics.csv."""
+def evaluate_gang(
+    configs: list[RunConfig], folders: list[Path], stream: Stream, opened: dict[str, HeldOut] | None = None
+) -> None:
+    """Evaluate, in one pass over the held-out tokens, the runs whose evaluation is missing; then publish all metrics.csv.
+
+    `opened` keeps the held-out activations for a later call with the same stream.
+    """
     groups: dict[str, list[int]] = {}
     for i, cfg in enumerate(configs):
         groups.setdefault(key_of(evaluation_inputs(cfg)), []).append(i)
     keep_freed_memory()
-    opened: dict[str, HeldOut] = {}
+    opened = {} if opened is None else opened
     for group in groups.values():
         todo = {folders[i]: configs[i] for i in group if not is_done(*evaluation_stage(folders[i], configs[i]))}
         if todo:

@@ -511,7 +511,8 @@ def test_judging_needs_no_torch() -> None:
 def preset(name: str) -> tuple[str, ...]:
     """The overrides of an experiment; those on one's own text need a path."""
     data = (conf_folder() / "experiment" / f"{name}.yaml").read_text()
-    return (f"experiment={name}", *(["data.path=somewhere"] if "/data: text" in data else []))
+    own_text = "/data: text" in data or "- batchtopk/cpu" in data
+    return (f"experiment={name}", *(["data.path=somewhere"] if own_text else []))
 
 
 @pytest.mark.parametrize("name", SWEEPS)
@@ -574,7 +575,7 @@ def test_the_batchtopk_preset_can_decide_its_claims(tmp_path: Path) -> None:
         one: judge(read_claim("test", one, given), evidence).verdict.verdict
         for one, given in load_claims(["batchtopk"]).items()
     }
-    assert verdicts == dict.fromkeys(["B1", "B2", "B3", "B4a", "B4b"], "reproduced") | {"B5": "refuted"}
+    assert verdicts == dict.fromkeys(["B1", "B1bos", "B2", "B3", "B4a", "B4b"], "reproduced") | {"B5": "refuted"}
 
 
 def batch_world(cfg: RunConfig) -> list[dict[str, Any]]:

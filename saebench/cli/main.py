@@ -177,6 +177,26 @@ def calibrate(
 
 
 @app.command()
+def reach(
+    overrides: Overrides = None,
+    config_dir: ConfigDir = None,
+    l0: Annotated[str, typer.Option(help="The mean L0s to reach, comma-separated")] = "16,32,64",
+    tolerance: Annotated[float, typer.Option(help="A share of the L0")] = 0.05,
+    most: Annotated[int, typer.Option(help="Runs for each L0 before giving up")] = 12,
+) -> None:
+    """Train until every SAE of a sweep has each mean L0 within a tolerance, and count the runs that it took."""
+    from saebench.compose import load_sweep
+
+    targets = [as_number("--l0", text) for text in l0.split(",")]
+    configs = load_sweep(overrides or [], config_dir)
+    from saebench.pipeline import check_outputs
+    from saebench.reach import reach, reached_table
+
+    check_outputs(configs)
+    print(reached_table(reach(configs, targets, tolerance, most)))
+
+
+@app.command()
 def config(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
     """Print the configuration that the overrides make, and stop."""
     from omegaconf import OmegaConf
@@ -185,6 +205,14 @@ def config(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
     from saebench.config import as_dict
 
     print(OmegaConf.to_yaml(OmegaConf.create(as_dict(load(overrides or [], config_dir)))), end="")
+
+
+def as_number(key: str, text: str) -> float:
+    """The number that `text` says. Raises InputError."""
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{key}={text}: is not a number") from None
 
 
 def main() -> None:

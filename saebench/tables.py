@@ -166,14 +166,19 @@ def summarise(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 
 def varying(summary: pd.DataFrame) -> list[str]:
-    """The key columns a reader needs: variant, d_sae, and what splits rows that agree in everything else shown."""
+    """The key columns a reader needs: variant, d_sae, and what splits rows that agree in everything else shown.
+
+    A learning rate counts last, as a search may have chosen it for each of the other keys' values.
+    """
     keys = list(summary.columns[1 : summary.columns.get_loc("runs")])
-    minor = {key for key in keys if "." in key or key == "mode"}
+    minor = [key for key in keys if "." in key or key == "mode"]
     major = [key for key in keys if key not in minor]
-    numbers: dict[str, Any] = {key: summary[key].nunique(dropna=False) for key in major}
-    groups = summary.groupby(major, dropna=False)
-    numbers |= {key: groups[key].nunique(dropna=False).max() for key in minor}
-    return [key for key in keys if numbers[key] > 1 or key in ("variant", "d_sae")]
+    told = [key for key in major if summary[key].nunique(dropna=False) > 1 or key in ("variant", "d_sae")]
+    for key in sorted(minor, key=lambda key: key == "train.lr"):
+        others = [*major, *(name for name in told if name in minor)]
+        if summary.groupby(others, dropna=False)[key].nunique(dropna=False).max() > 1:
+            told.append(key)
+    return [key for key in keys if key in told]
 
 
 def missing(value: Any) -> bool:

@@ -9,7 +9,7 @@ import pytest
 
 from saebench.checks import InputError
 from saebench.finished import thin
-from saebench.tables import PLACE, missing, read_table, result_table, sparsity, write_tables
+from saebench.tables import PLACE, missing, read_table, result_table, sparsity, varying, write_tables
 from tests.synthetic_runs import write_run
 
 
@@ -166,7 +166,7 @@ def test_result_table_fits_and_aligns(tmp_path: Path) -> None:
     assert title == "model tiny-gpt2, layer 2, site resid_post, data python-docs, tokens typical"
     assert len({len(row) for row in rows}) == 1
     assert len(rows[0]) <= 120
-    assert rows[0].split()[:4] == ["variant", "d_sae", "input", "lr"]
+    assert rows[0].split()[:4] == ["variant", "d_sae", "input", "sparsity"]
     assert "±" in rows[1]
 
 
@@ -193,3 +193,14 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     (write_run(tmp_path) / "train.csv").unlink()
     with pytest.raises(InputError, match=r"train\.csv: missing or empty"):
         write_tables(tmp_path)
+
+
+def test_a_rate_chosen_for_each_of_several_kinds_does_not_split(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path, seed=seed, train__lr=0.004)
+        write_run(tmp_path, seed=seed, train__lr=0.008, sae__input="token")
+    write_tables(tmp_path)
+    assert [key for key in varying(read_table(tmp_path, "summary")) if "." in key] == ["sae.input"]
+    write_run(tmp_path, train__lr=0.002)
+    write_tables(tmp_path)
+    assert [key for key in varying(read_table(tmp_path, "summary")) if "." in key] == ["sae.input", "train.lr"]

@@ -113,7 +113,7 @@ def activation_inputs(cfg: RunConfig, tokens: dict[str, Any], model: dict[str, A
     data = {name: getattr(cfg.data, name) for name in ("dtype", "shard_tokens", "stats_tokens", "outlier_norm", "seed")}
     site = {"layer": cfg.model.layer, "site": cfg.model.site, "batch": cfg.model.batch, "dtype": dtype}
     rows = {} if cfg.data.special == "exclude" else {"special": cfg.data.special}
-    return {"numerics": NUMERICS, "tokens": tokens, "model": model, "site": site, "data": data} | rows
+    return {"numerics": NUMERICS, "tokens": tokens, "model": model, "site": site, "data": data, **rows}
 
 
 def shard_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -143,15 +143,8 @@ def write_cache(partial: Path, shards: Shards, d_in: int) -> None:
         for i in left:
             shard = shards.read(i, progress)
             part = shard_file(partial, i).with_suffix(".part")
-            save_file(
-                {
-                    "x": shard.x,
-                    "tokens": shard.tokens.int(),
-                    "documents": shard.documents.int(),
-                    "special": shards.store.special(shard.tokens),
-                },
-                part,
-            )
+            tensors = {"x": shard.x, "tokens": shard.tokens.int(), "documents": shard.documents.int()}
+            save_file(tensors | {"special": shards.store.special(shard.tokens)}, part)
             part.rename(shard_file(partial, i))
     write_json(partial / "manifest.json", {"shards": len(shards), "blocks": len(shards.order), "d_in": d_in})
 

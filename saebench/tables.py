@@ -170,13 +170,14 @@ def varying(summary: pd.DataFrame) -> list[str]:
 
     A learning rate counts last, as a search may have chosen it for each of the other keys' values.
     """
-    keys = list(summary.columns[1 : summary.columns.get_loc("runs")])
+    keys: list[str] = [str(name) for name in summary.columns[1 : summary.columns.get_loc("runs")]]
     minor = [key for key in keys if "." in key or key == "mode"]
     major = [key for key in keys if key not in minor]
     told = [key for key in major if summary[key].nunique(dropna=False) > 1 or key in ("variant", "d_sae")]
     for key in sorted(minor, key=lambda key: key == "train.lr"):
         others = [*major, *(name for name in told if name in minor)]
-        if summary.groupby(others, dropna=False)[key].nunique(dropna=False).max() > 1:
+        most: Any = summary.groupby(others, dropna=False)[key].nunique(dropna=False).max()
+        if most > 1:
             told.append(key)
     return [key for key in keys if key in told]
 

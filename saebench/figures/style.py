@@ -45,8 +45,8 @@ OTHERS = [("#117733", "<"), ("#999933", "p"), ("#AA4499", "*"), ("#661100", "d")
 NAMES = {
     "fvu": "variance unexplained (FVU)",
     "fvu_std": "FVU, dimensions scaled\nto unit variance",
-    "nmse": "normalised MSE (in the trained space)",
-    "ce_increase": "CE increase over clean (nats)",
+    "nmse": "normalised MSE\n(in the trained space)",
+    "ce_increase": "CE increase over\nclean (nats)",
     "cka": "CKA",
     "cka_std": "CKA, dimensions scaled\nto unit variance",
     "rsa_pearson": "RSA (Pearson)",

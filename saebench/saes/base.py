@@ -18,6 +18,8 @@ from saebench.sae_configs import SAEConfig
 from saebench.select import top_mask
 from saebench.sparse import SparseLatents
 
+ENCODER_NORM = 3**-0.5  # of the encoder's columns at the start: what torch's Linear, and so the published codes, have
+
 
 @dataclass(frozen=True)
 class Stats:
@@ -57,7 +59,8 @@ class SAE(nn.Module):
     """An abstract sparse autoencoder; a variant defines `own_rule` (inference) and `loss` (training).
 
     W_enc [d_in, d_sae] is stored column by column, so that W_enc.T is a contiguous table of latents like W_dec [d_sae, d_in].
-    The decoder's rows have unit norm and the encoder starts as its transpose (Gao et al. 2024, appendix A.1).
+    The decoder's rows have unit norm and the encoder starts along its transpose (Gao et al. 2024, appendix A.1), with columns of
+    norm ENCODER_NORM; of norm 1 in dense variants, whose thresholds are set for pre-activations of unit variance.
     """
 
     modes: tuple[str, ...] = ("threshold",)  # how `own_rule` may set the number of active latents, the default first
@@ -70,7 +73,7 @@ class SAE(nn.Module):
         W_dec = torch.randn(cfg.d_sae, self.d_in, generator=generator)  # [d_sae, d_in]
         normalise_rows(W_dec)
         self.W_dec = nn.Parameter(W_dec)
-        self.W_enc = nn.Parameter(W_dec.clone().T)
+        self.W_enc = nn.Parameter(W_dec.T * (1.0 if self.dense else ENCODER_NORM))
         self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae))
         self.b_dec = nn.Parameter(torch.zeros(self.d_in) if cfg.input != "none" else stats.mean.float().clone())
         self.centre: Tensor

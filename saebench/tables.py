@@ -173,7 +173,8 @@ def varying(summary: pd.DataFrame) -> list[str]:
     keys: list[str] = [str(name) for name in summary.columns[1 : summary.columns.get_loc("runs")]]
     minor = [key for key in keys if "." in key or key == "mode"]
     major = [key for key in keys if key not in minor]
-    told = [key for key in major if summary[key].nunique(dropna=False) > 1 or key in ("variant", "d_sae")]
+    values: dict[str, int] = {key: len(summary[key].drop_duplicates()) for key in major}
+    told = [key for key in major if values[key] > 1 or key in ("variant", "d_sae")]
     for key in sorted(minor, key=lambda key: key == "train.lr"):
         others = [*major, *(name for name in told if name in minor)]
         most: Any = summary.groupby(others, dropna=False)[key].nunique(dropna=False).max()

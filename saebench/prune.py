@@ -25,6 +25,7 @@ from saebench.sae_configs import (
     GatedConfig,
     HierarchicalConfig,
     JumpReLUConfig,
+    LatticeConfig,
     MatryoshkaConfig,
     MultiTopKConfig,
     ReLUConfig,
@@ -101,8 +102,10 @@ def pruned_config(cfg: SAEConfig, keep: Tensor) -> SAEConfig:
         changes["target_l0"] = None
     if isinstance(cfg, TopKConfig | MultiTopKConfig | BatchTopKConfig | MatryoshkaConfig | HierarchicalConfig):
         changes["k"] = min(cfg.k, m)
-    if isinstance(cfg, MatryoshkaConfig):
+    if isinstance(cfg, MatryoshkaConfig | LatticeConfig):
         changes["prefixes"] = sorted({int(keep[:p].sum()) for p in cfg.prefixes or []} - {0})
+    if isinstance(cfg, LatticeConfig):
+        changes["per_step"] = min(cfg.per_step, len(changes["prefixes"]))
     if isinstance(cfg, HierarchicalConfig) and m < cfg.k:
         changes["budgets"] = ",".join(map(str, [*(j for j in cfg.budget_list() if j < m), m]))
     return dataclasses.replace(cfg, **changes)

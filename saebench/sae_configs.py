@@ -128,13 +128,7 @@ class MatryoshkaConfig(SAEConfig):
         super().__post_init__()
         check_k(self)
         share("sae.threshold_decay", self.threshold_decay)
-        if self.prefixes is None:
-            self.prefixes = [max(1, round(s * self.d_sae)) for s in self.prefix_shares]
-        one_of("sae.prefix_sampling", self.prefix_sampling, ("fixed", "random"))
-        p = self.prefixes
-        rising = all(a < b for a, b in pairwise(p)) and p[:1] > [0]
-        require(rising, f"sae.prefixes={p}: must rise, beginning at 1 or more")
-        require(p[-1] == self.d_sae, f"sae.prefixes={p}: must end at sae.d_sae={self.d_sae}")
+        check_prefixes(self)
 
 
 @dataclass
@@ -163,6 +157,26 @@ class HierarchicalConfig(SAEConfig):
         return numbers
 
 
+@dataclass
+class LatticeConfig(HierarchicalConfig):
+    """saes/lattice.py."""
+
+    prefixes: list[int] | None  # dictionary sizes, rising, the last d_sae; None: prefix_shares of d_sae
+    prefix_shares: list[float]
+    prefix_sampling: str  # fixed: each step draws among the prefixes; random: it draws their lengths anew
+    per_step: int  # prefixes of a step, d_sae among them
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_prefixes(self)
+        at_least("sae.per_step", self.per_step, 1)
+        most = len(self.prefixes or [])
+        require(
+            self.prefix_sampling == "random" or self.per_step <= most,
+            f"sae.per_step={self.per_step}: there are {most} prefixes; lower it, or name more in sae.prefixes",
+        )
+
+
 SAE_VARIANTS: dict[str, type[SAEConfig]] = {
     "relu": ReLUConfig,
     "gated": GatedConfig,
@@ -172,7 +186,19 @@ SAE_VARIANTS: dict[str, type[SAEConfig]] = {
     "batchtopk": BatchTopKConfig,
     "matryoshka": MatryoshkaConfig,
     "hierarchical": HierarchicalConfig,
+    "lattice": LatticeConfig,
 }
+
+
+def check_prefixes(cfg: MatryoshkaConfig | LatticeConfig) -> None:
+    """Fill in prefixes that are left out; raise InputError unless they rise to d_sae."""
+    if cfg.prefixes is None:
+        cfg.prefixes = [max(1, round(s * cfg.d_sae)) for s in cfg.prefix_shares]
+    one_of("sae.prefix_sampling", cfg.prefix_sampling, ("fixed", "random"))
+    p = cfg.prefixes
+    rising = all(a < b for a, b in pairwise(p)) and p[:1] > [0]
+    require(rising, f"sae.prefixes={p}: must rise, beginning at 1 or more")
+    require(p[-1] == cfg.d_sae, f"sae.prefixes={p}: must end at sae.d_sae={cfg.d_sae}")
 
 
 def check_k(cfg: TopKConfig | MultiTopKConfig | BatchTopKConfig | MatryoshkaConfig | HierarchicalConfig) -> None:

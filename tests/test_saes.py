@@ -42,7 +42,7 @@ def trained(variant: str, steps: int = 60, *overrides: str) -> Member:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_training_learns_and_encode_is_sparse(variant: str) -> None:
     member = trained(variant)
-    assert member.log[-1]["fvu"] < 0.75 * member.log[0]["fvu"]
+    assert member.log[-1]["fvu"] < 0.8 * member.log[0]["fvu"]
     x = synthetic(512, seed=99)
     latents = member.sae.encode(x)
     assert bool((latents.values >= 0).all())
@@ -223,7 +223,7 @@ def test_random_prefixes_follow_their_law_and_train() -> None:
     for m in (6, 24, 48):
         assert float((lengths <= m).double().mean()) == pytest.approx((m / 96) ** 0.5, abs=0.03)
     member = trained("matryoshka", 60, "sae.prefix_sampling=random")
-    assert member.log[-1]["fvu"] < 0.75 * member.log[0]["fvu"]
+    assert member.log[-1]["fvu"] < 0.8 * member.log[0]["fvu"]
     assert torch.equal(member.sae.W_dec, trained("matryoshka", 60, "sae.prefix_sampling=random").sae.W_dec)
 
 

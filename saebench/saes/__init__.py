@@ -8,6 +8,7 @@ from saebench.saes.batchtopk import BatchTopK
 from saebench.saes.gated import Gated
 from saebench.saes.hierarchical import Hierarchical
 from saebench.saes.jumprelu import JumpReLU
+from saebench.saes.lattice import Lattice
 from saebench.saes.matryoshka import Matryoshka
 from saebench.saes.multitopk import MultiTopK
 from saebench.saes.relu import ReLU
@@ -22,6 +23,7 @@ REGISTRY: dict[str, type[SAE]] = {
     "batchtopk": BatchTopK,
     "matryoshka": Matryoshka,
     "hierarchical": Hierarchical,
+    "lattice": Lattice,
 }
 
 

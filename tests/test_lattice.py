@@ -1,0 +1,122 @@
+"""The lattice: its loss and gradients against the definition, its special cases, the prefixes of a step, what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from saebench.checks import InputError
+from saebench.saes import SAE, build
+from saebench.saes.lattice import Lattice, prefix_latents
+from tests.configs import sae_config, stats_of, synthetic
+from tests.test_saes import trained
+
+
+def lattice(**changes: object) -> Lattice:
+    """An untrained lattice of 96 latents in float64."""
+    given = {"k": 8, "budgets": "'1,3,8'", "prefixes": "[5,24,60,96]"} | changes
+    sae = build(sae_config("lattice", **given), stats_of(synthetic(64)), 0).double()
+    assert isinstance(sae, Lattice)
+    return sae
+
+
+def by_definition(sae: Lattice, x: Tensor, prefixes: list[int]) -> tuple[Tensor, Tensor]:
+    """The loss as its formula reads, dense, and x_hat at the full dictionary and the largest budget."""
+    acts = (x - sae.b_dec.detach() + (sae.b_dec.detach() - sae.b_dec)) @ sae.W_enc + sae.b_enc
+    losses, x_hat = [], x
+    for m in prefixes:
+        for j in sae.budgets:
+            kept = acts[:, :m].topk(min(j, m), dim=1)
+            z = torch.zeros_like(acts).scatter(1, kept.indices, kept.values.relu())
+            x_hat = sae.b_dec + z @ sae.W_dec
+            losses.append((x - x_hat).square().mean())
+    return torch.stack(losses).mean(), x_hat
+
+
+@pytest.mark.parametrize("prefixes", ["[96]", "[5,24,60,96]", "[1,2,3,4,5,96]"])
+@pytest.mark.parametrize("budgets", ["'8'", "'1,3,8'", "all"])
+def test_loss_and_gradients_are_those_of_the_definition(prefixes: str, budgets: str) -> None:
+    sae = lattice(prefixes=prefixes, budgets=budgets, per_step=prefixes.count(",") + 1)
+    x = sae.normalise(synthetic(50)).x.double()
+    parameters = [sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec]
+    step = sae.loss(x, 1.0)
+    loss, x_hat = by_definition(sae, x, sae.prefixes)
+    torch.testing.assert_close(step.loss, loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(step.x_hat, x_hat.detach())
+    wanted = torch.autograd.grad(loss, parameters)
+    found = torch.autograd.grad(step.loss, parameters)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-13)
+    assert float(step.l0) <= 8
+
+
+def test_prefix_latents_are_the_largest_of_each_prefix() -> None:
+    acts = synthetic(40, 96) - 5
+    latents = prefix_latents(acts, [3, 50, 96], 8)
+    assert latents.rows == 3 * 40
+    assert latents.offsets.diff().tolist() == [3] * 40 + [8] * 80
+    for p, m in enumerate([3, 50, 96]):
+        kept = acts[:, :m].topk(min(8, m), dim=1)
+        rows = slice(int(latents.offsets[40 * p]), int(latents.offsets[40 * (p + 1)]))
+        assert torch.equal(latents.values[rows].view(40, -1), kept.values.relu())
+        assert int(latents.indices[rows].max()) < m
+    tied = prefix_latents(torch.zeros(2, 96), [50, 96], 4)
+    assert bool((tied.values == 0).all())
+    assert len(tied.indices) == 16
+
+
+def test_one_prefix_is_hierarchical_topk() -> None:
+    one = trained("lattice", 10, "sae.prefixes=[96]", "sae.per_step=1", "sae.budgets=powers")
+    torch.testing.assert_close(one.sae.W_dec, trained("hierarchical", 10, "sae.budgets=powers").sae.W_dec)
+
+
+def test_the_prefixes_of_a_step() -> None:
+    every = lattice()
+    assert every.draw() == [5, 24, 60, 96]
+    some = lattice(per_step=2)
+    drawn = [some.draw() for _ in range(300)]
+    assert all(len(p) == 2 and p[-1] == 96 for p in drawn)
+    assert {p[0] for p in drawn} == {5, 24, 60}
+    assert sum(p[0] == 24 for p in drawn) == pytest.approx(100, abs=30)
+    law = lattice(per_step=3, prefix_sampling="random")
+    lengths = torch.tensor([p[:-1] for p in (law.draw() for _ in range(2000))]).double()
+    assert float((lengths <= 24).double().mean()) == pytest.approx(0.5, abs=0.03)  # sqrt(24 / 96)
+    assert float(lengths.max()) <= 95
+    alone = lattice(per_step=1)
+    assert alone.draw() == [96]
+
+
+@torch.no_grad()
+def score(sae: SAE, x: Tensor, m: int, j: int) -> float:
+    """Squared error of the view (m, j)."""
+    seen = sae.normalise(x)
+    acts = sae.acts(seen.x)
+    acts[:, m:] = 0
+    return float((x - seen.undo(sae.decode(sae.own_rule(acts, k=j)))).square().sum())
+
+
+def test_a_lattice_is_better_at_its_points_than_topk_cut_to_them() -> None:
+    """On data that many latents are needed for, at a quarter of the dictionary and of the budget."""
+    nested, plain = (
+        trained(variant, 200, "sae.k=8", *given).sae
+        for variant, given in (
+            ("lattice", ["sae.budgets='1,2,4,8'", "sae.prefixes=[24,96]", "sae.per_step=2"]),
+            ("topk", []),
+        )
+    )
+    x = synthetic(2000, seed=77)
+    assert score(nested, x, 24, 2) < 0.8 * score(plain, x, 24, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"per_step": 5}, r"sae\.per_step=5: there are 4 prefixes"),
+        ({"per_step": 0}, r"sae\.per_step=0"),
+        ({"prefixes": "[96,96]"}, r"sae\.prefixes=\[96, 96\]: must rise"),
+        ({"budgets": "'1,3'"}, r"sae\.budgets=1,3: must rise and end at sae\.k=8"),
+    ],
+)
+def test_what_makes_no_lattice_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        lattice(**changes)

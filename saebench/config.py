@@ -146,6 +146,7 @@ class EvaluateConfig:
     batch: int  # tokens encoded at once
     logit_chunk: int  # positions whose logits are held at once
     seed: int  # of random pruning and of the RSA sample
+    cross: bool = False  # prefix and pruned views at each of the budgets, too: every dictionary size with every budget
 
     def __post_init__(self) -> None:
         for s in self.sizes:

@@ -41,7 +41,7 @@ from saebench.train import importance, train
 from saebench.views import tune_thresholds
 
 TRAIN_NUMERICS = 3  # raised by hand when the weights of an unchanged config change
-VIEW_KEYS = ("sizes", "rules", "orders", "scale_k", "budgets", "ce_views")  # of evaluate: each SAE's own
+VIEW_KEYS = ("sizes", "rules", "orders", "scale_k", "budgets", "cross", "ce_views")  # of evaluate: each SAE's own
 PUBLISHED = ("l0.csv", "metrics.csv")  # of the latest evaluation, in the run's folder
 EVALUATE_NUMERICS = 5  # raised by hand when the metrics of unchanged weights change
 

@@ -41,7 +41,7 @@ CAPTION = (
     "recovered: share of the CE increase of splicing in zero that the SAE avoids. dead: share of the latents."
 )
 NAMED = {"sae.name", "model.name", "model.layer", "model.site", "data.name", "sae.d_sae", "sae.k", "sae.target_l0"}
-ASKED = ("sizes", "rules", "orders", "scale_k", "budgets", "ce_views", "logit_chunk")  # which rows, not what
+ASKED = ("sizes", "rules", "orders", "scale_k", "budgets", "cross", "ce_views", "logit_chunk")  # which rows, not what
 WITHOUT_EFFECT = {  # on any one row of metrics.csv
     *("seed", "train.order_seed", "device", "compile", "outputs", "cache", "train.log_every", "sae.prefix_shares"),
     *("experiment", *(f"experiment.{key}" for key in ("name", "grids", "claims", "lr_factors"))),

@@ -66,18 +66,23 @@ def prefixes_of(sae: SAE) -> set[int]:
 
 
 def ordered(view: View, sae: SAE, cfg: EvaluateConfig) -> list[View]:
-    """The view in each order asked for; without k a latent's activity does not depend on the others and one order says all."""
+    """The view in each order asked for, and with cfg.cross at every budget.
+
+    Without k a latent's activity does not depend on the others and one order says all.
+    """
     k = own_k(sae)
     select = View(view.kind, view.m, view.mode, view.rule, "select_then_prune", k)
+    budgets = [b for b in cfg.budgets if b <= view.m] if cfg.cross else []
+    crossed = [View(view.kind, view.m, "topk", view.rule, "prune_then_select", b) for b in budgets]
     if k is None:
-        return [select]
+        return [select, *crossed]
     views = [select] if "select_then_prune" in cfg.orders else []
     if "prune_then_select" in cfg.orders:
         scaled = {max(1, round(k * view.m / sae.d_sae))} if cfg.scale_k else set()
         mode = "batch" if "batch" in sae.modes else "topk"
         budgets = sorted(b for b in {k, *scaled} if b <= view.m)
         views += [View(view.kind, view.m, mode, view.rule, "prune_then_select", b) for b in budgets]
-    return views
+    return list(dict.fromkeys([*views, *crossed]))
 
 
 def kept_latents(view: View, sae: SAE, importance: dict[str, Tensor], seed: int) -> Tensor:
@@ -108,6 +113,12 @@ def latents_of(view: View, sae: SAE, acts: Tensor, keep: Tensor, threshold: floa
             return topk_latents(acts, view.budget)
         assert threshold is not None, "a threshold budget needs its tuned threshold"
         return threshold_latents(acts, threshold)
+    if view.order == "prune_then_select" and view.mode == "topk":
+        assert view.budget is not None
+        if view.kind == "prefix":  # the latents beyond need not be looked at
+            first = topk_latents(acts[:, : view.m], view.budget)
+            return SparseLatents(first.offsets, first.indices, first.values, sae.d_sae)
+        return topk_latents(torch.where(keep, acts, 0.0), view.budget)
     if view.order == "prune_then_select":
         return sae.own_rule(torch.where(keep, acts, 0.0), k=view.budget, mode=view.mode)
     latents = sae.own_rule(acts, mode=view.mode)

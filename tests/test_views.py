@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -21,10 +23,11 @@ def sae_of(variant: str) -> SAE:
     return sae.requires_grad_(False)
 
 
+@pytest.mark.parametrize("cross", [False, True])
 @pytest.mark.parametrize("variant", sorted(REGISTRY))
-def test_every_view_obeys_its_limits(variant: str) -> None:
+def test_every_view_obeys_its_limits(variant: str, cross: bool) -> None:
     sae = sae_of(variant)
-    views = list_views(sae, CFG)
+    views = list_views(sae, replace(CFG, cross=cross))
     assert len({v.name() for v in views}) == len(views)
     importance = {name: torch.rand(sae.d_sae).double() for name in ("energy", "frequency", "decoder_norm")}
     x = synthetic(300, seed=1)
@@ -40,6 +43,22 @@ def test_every_view_obeys_its_limits(variant: str) -> None:
         if view.mode == "batch":
             assert len(latents.values) == len(x) * (view.budget or 0)
     assert {v.kind for v in views} == {"full", "prefix", "pruned", "budget"}
+
+
+def test_a_cross_has_every_size_at_every_budget() -> None:
+    sae = sae_of("lattice")
+    views = list_views(sae, replace(CFG, cross=True, sizes=[], rules=["energy"], budgets=[1, 4, 30]))
+    grid = {
+        (v.m, v.budget) for v in views if v.kind == "prefix" and v.order == "prune_then_select" and v.mode == "topk"
+    }
+    assert grid >= {(12, 1), (12, 4), (24, 1), (24, 4), (48, 1), (48, 4), (48, 30)}
+    assert (24, 30) not in grid
+    x = synthetic(50, seed=3)
+    acts, keep = sae.acts(sae.normalise(x).x), torch.arange(96) < 24
+    view = View("prefix", 24, "topk", "", "prune_then_select", 4)
+    latents = latents_of(view, sae, acts, keep, None)
+    assert latents.d_sae == 96
+    assert torch.equal(sae.decode(latents), sae.decode(sae.own_rule(torch.where(keep, acts, 0.0), k=4)))
 
 
 def test_the_two_orders_of_pruning_differ_as_defined() -> None:

@@ -177,6 +177,25 @@ def calibrate(
 
 
 @app.command()
+def choose(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run")],
+    fvu: Annotated[float | None, typer.Option(help="The most variance unexplained")] = None,
+    fvu_std: Annotated[float | None, typer.Option(help="The same with dimensions scaled to unit variance")] = None,
+    ce_increase: Annotated[float | None, typer.Option(help="The most nats over the clean model")] = None,
+    l0: Annotated[float | None, typer.Option(help="The most active latents per token")] = None,
+    macs: Annotated[float | None, typer.Option(help="The most multiply-adds per token")] = None,
+    bits: Annotated[float | None, typer.Option(help="The most bits per token")] = None,
+    by: Annotated[str, typer.Option(help="What is cheap: macs, or bits")] = "macs",
+    tokens: Annotated[str, typer.Option(help="Measured on: typical, or all")] = "typical",
+) -> None:
+    """Name the cheapest view of an SAE that reaches a target, beside those that no other view beats."""
+    from saebench.choose import choose, chosen_text
+
+    limits = {"fvu": fvu, "fvu_std": fvu_std, "ce_increase": ce_increase, "l0": l0, "macs": macs, "bits": bits}
+    print(chosen_text(*choose(run, limits, by, tokens)))
+
+
+@app.command()
 def reach(
     overrides: Overrides = None,
     config_dir: ConfigDir = None,

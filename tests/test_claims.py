@@ -581,12 +581,73 @@ def test_the_batchtopk_preset_can_decide_its_claims(tmp_path: Path) -> None:
 def batch_world(cfg: RunConfig) -> list[dict[str, Any]]:
     """The full views, where selecting in the batch helps and JumpReLU is better still."""
     sae = cfg.sae
-    k = getattr(sae, "k", None) or sae.target_l0
+    k = getattr(sae, "k", None) or sae.target_l0 or 20.0
     fvu = {"batchtopk": 0.8, "jumprelu": 0.7}.get(sae.name, 1.0) * k**-0.4 * sae.d_sae**-0.2
     named = {"view": "full", "budget": getattr(sae, "k", None) or "", "l0": k * (1 + 0.01 * cfg.seed - 0.005)}
     spread = {"fvu": fvu, "nmse": fvu, "l0_p05": 0.3 * k, "l0_p95": 2.0 * k}
     modes = ("threshold", "batch") if sae.name == "batchtopk" else ("topk" if sae.name == "topk" else "threshold",)
     return [named | spread | {"mode": mode} for mode in modes]
+
+
+def test_the_hierarchical_preset_can_decide_its_claims(tmp_path: Path) -> None:
+    """In a world where one SAE does as well as many, and a plain one does worse the more it is cut."""
+    configs = sweep(tmp_path, *preset("hierarchical/cpu"))
+    write_runs(configs, budget_world, documents=200, noise=0.001)
+    runs = [path.name for path in (tmp_path / "runs").iterdir() if path.name.startswith("hierarchical")]
+    (tmp_path / "tables").mkdir()
+    lines = [f"{run},{curve},{step}" for run in runs for curve, step in (("topk", -0.1), ("threshold", 0.2))]
+    (tmp_path / "tables" / "frontier.csv").write_text("\n".join(["run,curve,worst_step", *lines]) + "\n")
+    verdicts = verdicts_of(configs, "hierarchical")
+    decided = dict.fromkeys(["C1a", "C1b", "C2", "C3a", "C3b", "C4", "C6"], "reproduced")
+    assert verdicts == decided | {"C7": "reproduced"}
+
+
+def test_the_reach_preset_can_decide_its_claims(tmp_path: Path) -> None:
+    configs = sweep(tmp_path, *preset("batchtopk/reach"))
+    write_runs(configs, batch_world, documents=12)
+    names = {(cfg.sae.name, getattr(cfg.sae, "target_l0", 0), cfg.seed): i for i, cfg in enumerate(configs)}
+    lines = []
+    for (variant, steered, _), i in names.items():
+        key = "sae.k" if variant == "batchtopk" else "sae.target_l0" if steered else "sae.l0"
+        lines += [f"{variant}-{i:03d},{key},{target},True,{1 if key == 'sae.k' else 3}" for target in (16, 32, 64)]
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "reached.csv").write_text("\n".join(["run,knob_key,target,hit,runs", *lines]) + "\n")
+    assert verdicts_of(configs, "reach") == {"B6a": "reproduced", "B6b": "reproduced"}
+
+
+def test_the_lattice_preset_can_decide_its_claims(tmp_path: Path) -> None:
+    """In a world where small prefixes are a tenth worse than SAEs trained at their size."""
+    configs = sweep(tmp_path, *preset("lattice/cpu"))
+    write_runs(configs, budget_world, documents=60, noise=0.001)
+    assert verdicts_of(configs, "lattice") == {
+        "L1": "refuted",
+        "L2": "reproduced",
+        "L3": "reproduced",
+        "L4": "reproduced",
+    }
+
+
+def verdicts_of(configs: list[RunConfig], file: str) -> dict[str, str]:
+    """The verdict on every claim of a file."""
+    evidence = Evidence(configs)
+    claims = {one: read_claim("test", one, given) for one, given in load_claims([file]).items()}
+    return {one: judge(claim, evidence).verdict.verdict for one, claim in claims.items()}
+
+
+def budget_world(cfg: RunConfig) -> list[dict[str, Any]]:
+    """The views that `cfg` asks for, at L0 of their budget."""
+    sae = cfg.sae
+    modes = ("threshold", "batch") if sae.name == "batchtopk" else ("topk",)
+    stub: Any = SimpleNamespace(cfg=sae, d_sae=sae.d_sae, modes=modes, prefixes=getattr(sae, "prefixes", []))
+    rows = []
+    for view in list_views(stub, cfg.evaluate):
+        j, k = view.budget or 0, getattr(sae, "k")  # noqa: B009
+        cut = 1.0 if sae.name in ("hierarchical", "lattice") else max(k / j, j / k) ** 0.5
+        fvu = cut * j**-0.4 * view.m**-0.2 * (1.1 if view.kind == "prefix" else 1.0)
+        named = {"view": view.kind, "rule": view.rule, "order": view.order, "m": view.m, "budget": j, "mode": view.mode}
+        dead = 0.1 if sae.name == "hierarchical" else 0.3
+        rows.append(named | {"l0": float(j), "fvu": fvu, "dead_fraction": dead, "cka_std": 1 - fvu})
+    return rows
 
 
 # what is written

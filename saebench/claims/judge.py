@@ -16,7 +16,7 @@ from saebench.checks import require
 from saebench.claims.effects import LEVEL, Estimate, estimate, holm, percentiles
 from saebench.claims.labels import describe, differing, few, name_of
 from saebench.claims.pairs import Comparison, compare, records
-from saebench.claims.rows import Evidence, NoRowsError, is_run_column, known
+from saebench.claims.rows import RUN_COLUMNS, Evidence, NoRowsError, known
 from saebench.claims.spec import PairClaim, RowClaim
 from saebench.tables import PLACE, SEEDS
 
@@ -245,9 +245,9 @@ def judge_rows(claim: RowClaim, evidence: Evidence) -> Judged:
 
 def by_item(claim: RowClaim, evidence: Evidence) -> list[tuple[dict[str, Any], list[tuple[bool, str]]]]:
     """Whether the claim holds, and in which run, in every row that has all it needs: by everything but the seeds."""
-    table = evidence.table(claim.rows)
+    table = evidence.with_columns(claim.rows, [*claim.where])
     rows = evidence.choose(table, claim.where)
-    listed = [name for name, value in claim.where.items() if isinstance(value, list) and not is_run_column(name)]
+    listed = [name for name, value in claim.where.items() if isinstance(value, list) and name not in RUN_COLUMNS]
     names = [name for name in (*PLACE, "d_sae", "k", *listed) if name in table]
     measured = rows.dropna(subset=[known(table, name) for name in claim.columns()])
     if measured.empty:

@@ -84,7 +84,7 @@ class Side:
 
 def compare(claim: PairClaim, condition: Condition, evidence: Evidence) -> tuple[list[Comparison], list[str]]:
     """Every comparison that can be made, and what cannot. Raises NoRowsError, saying what to make, if there is none."""
-    table = evidence.with_columns(claim.rows, [*claim.same, *claim.along])
+    table = evidence.with_columns(claim.rows, [*claim.same, *claim.along, *claim.left, *claim.right])
     if claim.rows == "views":
         known(table, condition.metric)
     if condition.metric not in table:

@@ -37,7 +37,12 @@ FREE = (
     "evaluate",
 )  # config keys that say nothing about the weights
 LARGEST = "largest"
-MAKERS = {"laws": "laws", "levels": "laws", "reached": "reach"}  # table: the command that writes it
+MAKERS = {
+    "laws": "laws",
+    "levels": "laws",
+    "reached": "reach",
+    "frontier": "tables",
+}  # table: the command that writes it
 SUMS = {  # metric: numerator and denominator among the per-document sums; those with others rest on seeds alone
     "fvu": ("residual", "total"),
     "fvu_std": ("residual_std", "total_std"),

@@ -105,10 +105,11 @@ def evaluate(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
 @app.command()
 def tables(outputs: Outputs = Path("outputs")) -> None:
     """Pivot the metrics of all runs into outputs/tables, and print the result."""
+    from saebench.frontier import write_frontier
     from saebench.seeds import write_seeds
     from saebench.tables import result_table, write_tables
 
-    written = [*write_tables(outputs), *write_seeds(outputs)]
+    written = [*write_tables(outputs), *write_seeds(outputs), *write_frontier(outputs)]
     print(result_table(outputs))
     print(f"{len(written)} tables in {outputs / 'tables'}")
 

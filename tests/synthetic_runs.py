@@ -17,8 +17,16 @@ ce_tokens l0 l0_p05 l0_p95 mse nmse fvu fvu_std cosine ce_clean ce_sae ce_zero c
 cka cka_std rsa_pearson rsa_spearman dead_fraction cka_latents rsa_latents_pearson rsa_latents_spearman
 """
 VARIANTS = ("relu", "jumprelu", "topk", "batchtopk", "matryoshka", "hierarchical")
-MODES = {"topk": "topk", "hierarchical": "topk"}
-SKILL = {"relu": 1.5, "jumprelu": 1.1, "topk": 1.05, "batchtopk": 1.0, "matryoshka": 1.08, "hierarchical": 1.04}
+MODES = {"topk": "topk", "hierarchical": "topk", "lattice": "topk"}
+SKILL = {
+    "relu": 1.5,
+    "jumprelu": 1.1,
+    "topk": 1.05,
+    "batchtopk": 1.0,
+    "matryoshka": 1.08,
+    "hierarchical": 1.04,
+    "lattice": 1.06,
+}
 RULES = {
     "energy": (1.0, -0.45),
     "frequency": (1.04, -0.47),
@@ -88,7 +96,9 @@ def views_of(config: dict[str, Any]) -> list[dict[str, Any]]:
     whole = {"view": "full", "m": d_sae, "budget": k, "mode": mode, "l0": target, "fvu": full}
     exact = [whole | {"mode": "batch", "fvu": full * 0.99}] if mode == "threshold" and k else []
     cuts = cuts_of(whole, "batch" if exact else mode, variant == "matryoshka")
-    return [whole, *exact, *cuts, *budgets_of(whole, 0.35 if variant == "hierarchical" else 0.8)]
+    nested = variant in ("hierarchical", "lattice")
+    crossed = crossed_of(whole) if variant == "lattice" else []
+    return [whole, *exact, *cuts, *crossed, *budgets_of(whole, 0.35 if nested else 0.8)]
 
 
 def cuts_of(whole: dict[str, Any], mode: str, nested: bool) -> list[dict[str, Any]]:
@@ -104,6 +114,17 @@ def cuts_of(whole: dict[str, Any], mode: str, nested: bool) -> list[dict[str, An
                 prune = whole | view | {"order": "prune_then_select", "mode": mode}
                 scaled = max(1, round(whole["budget"] * share))
                 views += [prune | {"fvu": fvu}, prune | {"budget": scaled, "l0": scaled, "fvu": fvu * share**-0.3}]
+    return views
+
+
+def crossed_of(whole: dict[str, Any]) -> list[dict[str, Any]]:
+    """Prefixes at every share with every budget, each token selecting among what is kept."""
+    views = []
+    for share in SHARES:
+        for j in (b for b in BUDGETS if b < whole["budget"]):
+            fvu = whole["fvu"] * share**-0.3 * (whole["budget"] / j) ** 0.4
+            view = {"view": "prefix", "m": int(share * whole["m"]), "order": "prune_then_select", "budget": j}
+            views.append(whole | view | {"mode": "topk", "l0": j, "fvu": fvu})
     return views
 
 

@@ -14,6 +14,7 @@ from saebench.checks import InputError
 from saebench.figures import FIGURES, draw_figures
 from saebench.figures.curves import latent_importance, training_curves
 from saebench.figures.data import Group, facet_of, pages, read_groups
+from saebench.figures.points import table_of, trained_at
 from saebench.figures.size import RULES, against_size, pruning_rules
 from saebench.figures.sparsity import against_l0
 from saebench.figures.style import LOOKS, look
@@ -267,3 +268,24 @@ def test_missing_measurements_are_skipped_with_a_line(
 def test_missing_tables_name_the_command(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"saebench tables"):
         draw_figures(tmp_path)
+
+
+def test_a_grid_of_points_is_drawn_against_those_trained_there(tmp_path: Path) -> None:
+    write_run(tmp_path, "lattice", 256, 32)
+    for m in (16, 32, 64, 128, 256):
+        for k in (4, 8, 16, 32):
+            write_run(tmp_path, "topk", m, min(k, m), seed=k)
+    write_tables(tmp_path)
+    (group,) = read_groups(tmp_path)
+    (figure,) = FIGURES["points_fvu"](group)
+    left, right = figure.axes
+    assert [label.get_text() for label in left.get_xticklabels()] == ["16", "32", "64", "128", "256"]
+    numbers = [text.get_text() for text in right.texts if text.get_text()]
+    best = trained_at(group, "fvu")
+    (config,) = [one for one in group.configs if one.variant == "lattice"]
+    mine = table_of(group.views, config, "fvu")
+    assert f"{100 * (mine.loc[8, 64] / best.loc[8, 64] - 1):+.0f}" in numbers
+    assert len(numbers) >= 12
+    assert list(FIGURES["points_fvu"](group)) != []
+    alone = Group(**{**vars(group), "configs": [one for one in group.configs if one.variant == "topk"]})
+    assert FIGURES["points_fvu"](alone) == []

@@ -16,6 +16,7 @@ from saebench.figures.data import Group, read_groups
 from saebench.figures.histogram import l0_histogram
 from saebench.figures.laws import importance_laws
 from saebench.figures.levels import level_statistics
+from saebench.figures.points import against_trained
 from saebench.figures.size import against_size, pruning_rules
 from saebench.figures.sparsity import against_l0
 from saebench.figures.style import STYLE, save
@@ -41,6 +42,9 @@ FIGURES: dict[str, Callable[[Group], list[Figure]]] = {
     "rsa_vs_l0": partial(against_l0, metric="rsa_pearson"),
     "rsa_spearman_vs_l0": partial(against_l0, metric="rsa_spearman"),
     "l0_histogram": l0_histogram,
+    "points_fvu": partial(against_trained, metric="fvu"),
+    "points_fvu_std": partial(against_trained, metric="fvu_std"),
+    "points_cka": partial(against_trained, metric="cka_std"),
     "latent_importance": latent_importance,
     "importance_laws": importance_laws,
     "levels": level_statistics,

@@ -71,7 +71,9 @@ class Group:
         """The lines above a figure: what was measured, on which tokens, and what the spread is."""
         few, many = min(self.views["runs"]), max(self.views["runs"])
         seeds = f"{many} seeds" if few == many else f"{few} to {many} seeds"
-        return f"{self.title}, {tokens}\n" + (f"mean of {seeds}, {spread}: ± 1 sd" if many > 1 else "one seed")
+        return f"{self.title}, {tokens}\n" + (
+            f"mean of {seeds}" + (f", {spread}: ± 1 sd" if spread else "") if many > 1 else "one seed"
+        )
 
     def row_title(self, facet: int) -> str:
         """What the SAEs of a facet share."""
@@ -161,7 +163,7 @@ def largest(configs: list[Config]) -> list[Config]:
 
 def unused(column: str) -> bool:
     """Whether a column of views.csv is never drawn; wide tables are slow to part."""
-    known = column in (*PLACE, *SPARSITY, "variant", "order", "budget", "tokens", "d_sae")
+    known = column in (*PLACE, *SPARSITY, "variant", "tokens", "d_sae")
     return known or "." in column or column.endswith("_count")
 
 

@@ -33,7 +33,7 @@ def histogram_page(group: Group, table: pd.DataFrame, configs: list[Config], fac
     """One page of `l0_histogram`."""
     configs = [config for config in configs if config.facet in facets]
     rows = pages(facets, COLUMNS)
-    figure, axes = grid(len(rows), len(rows[0]), group.note("held-out tokens but special ones", "no"), "col")
+    figure, axes = grid(len(rows), len(rows[0]), group.note("held-out tokens but special ones", ""), "col")
     for ax, facet in zip(axes.flat, facets, strict=False):
         ax.set_title(group.row_title(facet))
         draw(ax, [config for config in configs if config.facet == facet], table, facet)

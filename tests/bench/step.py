@@ -29,6 +29,13 @@ CASES: dict[str, list[str]] = {
     "matryoshka, 5 prefixes": ["sae=matryoshka"],
     "hierarchical, powers": ["sae=hierarchical", "sae.budgets=powers"],
     "hierarchical, all": ["sae=hierarchical", "sae.budgets=all"],
+    "lattice, 4 prefixes": ["sae=lattice", "sae.budgets=powers"],
+    "lattice, one random and full": [
+        "sae=lattice",
+        "sae.budgets=powers",
+        "sae.per_step=2",
+        "sae.prefix_sampling=random",
+    ],
     "relu": ["sae=relu"],
     "jumprelu": ["sae=jumprelu"],
 }

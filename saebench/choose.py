@@ -84,10 +84,10 @@ def frontier(views: pd.DataFrame, by: str) -> pd.DataFrame:
 
 def chosen_text(best: dict[str, Any], front: pd.DataFrame) -> str:
     """The chosen view and the frontier, as aligned text; the chosen one is marked."""
-    lines = [shown(row, row["run"] == best["run"] and named(row) == named(best)) for row in front.to_dict("records")]
-    if named(best) not in [named(row) for row in front.to_dict("records")]:
-        lines.insert(0, shown(best, True))
-    return align(pd.DataFrame(lines))
+    rows: list[Any] = front.to_dict("records")
+    if all(named(row) != named(best) for row in rows):
+        rows.insert(0, best)
+    return align(pd.DataFrame([shown(row, named(row) == named(best)) for row in rows]))
 
 
 def named(row: Any) -> tuple[str, ...]:

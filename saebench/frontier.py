@@ -17,9 +17,10 @@ import numpy as np
 import pandas as pd
 
 from saebench.store import write_text
-from saebench.tables import PLACE, SEEDS, SPARSITY, VIEW, read_table
+from saebench.tables import PLACE, SEEDS, VIEW, read_table
 
-COLUMNS = ["run", "configuration", "variant", *PLACE, "d_sae", *SEEDS, "tokens", "curve", "points"]
+OWN = ["variant", *PLACE, "d_sae", *SEEDS]
+COLUMNS = ["run", "configuration", *OWN, "tokens", "curve", "points"]
 COLUMNS += ["low", "high", "area_fvu", "area_fvu_std", "area_cka_std", "worst_step"]
 AREAS = {"area_fvu": "fvu", "area_fvu_std": "fvu_std"}
 SLACK = 0.05  # of L0, by which a curve may miss an end; its own end stands for it there
@@ -30,8 +31,9 @@ def write_frontier(outputs: Path) -> list[Path]:
     """Write outputs/tables/frontier.csv from the tables of metrics and runs; nothing if there is no curve of two points."""
     metrics = read_table(outputs, "metrics").drop_duplicates(["run", *VIEW])
     runs = read_table(outputs, "runs")
-    named = ["run", "configuration", *(name for name in runs if "." in name)]
-    curves = [*cut(metrics, runs), *trained(metrics.merge(runs.loc[:, named]), named[2:])]
+    others = [name for name in runs if "." in name]
+    merged = metrics.merge(runs.loc[:, ["run", "configuration", *others]])
+    curves = [*cut(metrics, runs), *trained(merged, others)]
     rows = list(measured([curve for curve in curves if len(curve[1]) > 1]))
     path = outputs / "tables" / "frontier.csv"
     if not rows:
@@ -49,13 +51,8 @@ def cut(metrics: pd.DataFrame, runs: pd.DataFrame) -> Iterator[Curve]:
     numbers: dict[str, int] = dict(zip(runs["run"], runs["configuration"], strict=True))
     views = metrics.loc[metrics["view"].isin(["budget", "full"])]
     for (run, mode, tokens), mine in views.groupby(["run", "mode", "tokens"], sort=True):
-        if set(mine["view"]) >= {"budget"}:
-            first: dict[str, Any] = mine.iloc[0].to_dict()
-            named = {name: first[name] for name in ("variant", *PLACE, "d_sae", *SEEDS)}
-            yield (
-                named | {"run": run, "configuration": numbers[str(run)], "curve": mode, "tokens": tokens},
-                ordered(mine),
-            )
+        if "budget" in set(mine["view"]):
+            yield named(mine) | {"configuration": numbers[str(run)], "curve": mode, "tokens": tokens}, ordered(mine)
 
 
 def trained(metrics: pd.DataFrame, others: list[str]) -> Iterator[Curve]:
@@ -63,42 +60,44 @@ def trained(metrics: pd.DataFrame, others: list[str]) -> Iterator[Curve]:
     full = metrics.loc[metrics["view"] == "full"]
     ranks = full["mode"].map(MODES.index)
     full = full.loc[ranks == ranks.groupby(full["run"]).transform("min")]
-    keys = ["variant", *PLACE, "d_sae", *SEEDS, "tokens", *(name for name in others if name != "train.lr")]
-    for _, views in full.groupby(keys, dropna=False, sort=True):
-        views = ordered(views)
-        first: dict[str, Any] = views.iloc[0].to_dict()
-        yield (
-            {name: first[name] for name in ("run", "configuration", *keys[: 3 + len(PLACE) + len(SEEDS)])}
-            | {"curve": "trained"},
-            views,
-        )
+    keys = [*OWN, "tokens", *(name for name in others if name != "train.lr")]
+    for _, mine in full.groupby(keys, dropna=False, sort=True):
+        views = ordered(mine)
+        row = views.iloc[0]
+        yield named(views) | {"configuration": row["configuration"], "curve": "trained", "tokens": row["tokens"]}, views
+
+
+def named(views: pd.DataFrame) -> dict[str, Any]:
+    """The first run of some views, and what it shares with the others."""
+    row: dict[str, Any] = views.iloc[0].to_dict()
+    return {name: row[name] for name in ("run", *OWN)}
 
 
 def ordered(views: pd.DataFrame) -> pd.DataFrame:
     """Views in order of L0, one for each."""
-    return views.sort_values(by=["l0", *SPARSITY[:1]]).drop_duplicates("l0")
+    return views.sort_values(by=["l0", "k"]).drop_duplicates("l0")
 
 
 def measured(curves: list[Curve]) -> Iterator[dict[str, Any]]:
     """The rows of curves."""
     spans: dict[tuple[Any, ...], tuple[float, float]] = {}
-    for named, views in curves:
+    for names, views in curves:
         ends = (float(views["l0"].iloc[0]), float(views["l0"].iloc[-1]))
-        widest = spans.get(where(named), (1.0, 1.0))
-        if named["curve"] == "trained" and ends[1] / ends[0] > widest[1] / widest[0]:
-            spans[where(named)] = ends
-    for named, views in curves:
-        row = named | {"points": len(views), "worst_step": worst_step(views)}
-        low, high = spans.get(where(named), (0.0, 0.0))
+        widest = spans.get(where(names), (1.0, 1.0))
+        if names["curve"] == "trained" and ends[1] / ends[0] > widest[1] / widest[0]:
+            spans[where(names)] = ends
+    for names, views in curves:
+        row = names | {"points": len(views), "worst_step": worst_step(views)}
+        low, high = spans.get(where(names), (0.0, 0.0))
         if views["l0"].iloc[0] <= (1 + SLACK) * low and views["l0"].iloc[-1] >= (1 - SLACK) * high:
             row |= {"low": low, "high": high, "area_cka_std": mean_over_log(views, "cka_std", low, high)}
             row |= {area: 1 - mean_over_log(views, name, low, high) for area, name in AREAS.items()}
         yield row
 
 
-def where(named: dict[str, Any]) -> tuple[Any, ...]:
+def where(names: dict[str, Any]) -> tuple[Any, ...]:
     """What curves must agree in to be compared."""
-    return tuple(named[name] for name in (*PLACE, "d_sae", "tokens"))
+    return tuple(names[name] for name in (*PLACE, "d_sae", "tokens"))
 
 
 def mean_over_log(views: pd.DataFrame, name: str, low: float, high: float) -> float:
@@ -106,7 +105,8 @@ def mean_over_log(views: pd.DataFrame, name: str, low: float, high: float) -> fl
     places, values = np.log(views["l0"].to_numpy(float)), views[name].to_numpy(float)
     a, b = math.log(low), math.log(high)
     xs = np.array([a, *places[(places > a) & (places < b)], b])
-    return float(np.trapezoid(np.interp(xs, places, values), xs) / (b - a))
+    ys = np.interp(xs, places, values)
+    return float((ys[1:] + ys[:-1]) @ np.diff(xs) / (2 * (b - a)))
 
 
 def worst_step(views: pd.DataFrame) -> float:

@@ -199,7 +199,7 @@ def evaluate_gang(
 ) -> None:
     """Evaluate, in one pass over the held-out tokens, the runs whose evaluation is missing; then publish all metrics.csv.
 
-    `opened` keeps the held-out activations for a later call with the same stream.
+    `opened` keeps the held-out activations for a later call.
     """
     groups: dict[str, list[int]] = {}
     for i, cfg in enumerate(configs):
@@ -233,8 +233,8 @@ def heldout_key(cfg: RunConfig) -> str:
 
 
 def open_heldout(cfg: RunConfig, stream: Stream, opened: dict[str, HeldOut]) -> HeldOut:
-    """The held-out tokens with their activations, kept in `opened` for all evaluations that differ only in views asked for."""
-    key = heldout_key(cfg)
+    """The held-out tokens with their activations, kept in `opened` for all evaluations of a stream that differ only in views."""
+    key = key_of({"stream": stream.inputs, "evaluate": heldout_key(cfg)})
     if key not in opened:
         opened.clear()  # their activations are kept in memory
         opened[key] = HeldOut(stream.lm(), stream.store, stream.stats, cfg.evaluate, cfg.data.dtype)

@@ -170,7 +170,7 @@ def histograms_of(rows: list[dict[str, Any]], rng: np.random.Generator) -> pd.Da
     """Active latents per token in the full views: all alike with topk, else spread about the mean; BOS has few."""
     parts = []
     for row in (row for row in rows if row["view"] == "full" and row["tokens"] == "typical"):
-        mean = row["l0"] if row["mode"] == "topk" else row["l0"] * rng.lognormal(-0.1, 0.45, 5000)
+        mean = row["budget"] if row["mode"] == "topk" else row["l0"] * rng.lognormal(-0.1, 0.45, 5000)
         found, tokens = np.unique(np.round(np.broadcast_to(mean, 5000)).astype(int), return_counts=True)
         named = {"view": "full", "budget": row["budget"], "mode": row["mode"]}
         parts.append(pd.DataFrame(named | {"group": "typical", "l0": found, "tokens": tokens}))

@@ -5,16 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
+from matplotlib.patches import StepPatch
 
 from saebench.checks import InputError
 from saebench.figures import FIGURES, draw_figures
 from saebench.figures.curves import latent_importance, training_curves
 from saebench.figures.data import Group, facet_of, pages, read_groups
-from saebench.figures.points import table_of, trained_at
+from saebench.figures.points import cells, table_of, trained_at
 from saebench.figures.size import RULES, against_size, pruning_rules
 from saebench.figures.sparsity import against_l0
 from saebench.figures.style import LOOKS, look
@@ -286,6 +288,23 @@ def test_a_grid_of_points_is_drawn_against_those_trained_there(tmp_path: Path) -
     mine = table_of(group.views, config, "fvu")
     assert f"{100 * (mine.loc[8, 64] / best.loc[8, 64] - 1):+.0f}" in numbers
     assert len(numbers) >= 12
-    assert list(FIGURES["points_fvu"](group)) != []
+    shade = np.array([[0.2, -0.2]])
+    for worse, redder in ((1, 0), (-1, 1)):  # of a similarity the greater is the better
+        ax = Figure().subplots()
+        cells(ax, pd.DataFrame([[0.5, 0.5]]), shade, "{:+.0f}", 100, worse)
+        image = np.asarray(ax.get_images()[0].get_array())
+        assert image[0, redder, 0] > image[0, 1 - redder, 0]
+    higher = trained_at(group, "cka_std")
+    assert higher.loc[8, 64] == max(group.full("cka_std").query("m == 64 and budget == 8")["cka_std"])
     alone = Group(**{**vars(group), "configs": [one for one in group.configs if one.variant == "topk"]})
     assert FIGURES["points_fvu"](alone) == []
+
+
+def test_latents_per_token_are_steps_or_a_line(group: Group) -> None:
+    (page,) = FIGURES["l0_histogram"](group)
+    ax = page.axes[0]
+    steps = [patch for patch in ax.patches if isinstance(patch, StepPatch)]
+    lines = [line for line in ax.get_lines() if line.get_linestyle() != ":"]
+    assert (len(steps), len(lines)) == (4, 2)  # TopK and HierarchicalTopK have k latents on every token
+    for patch in steps:
+        assert 90 < np.sum(patch.get_data()[0]) <= 100.0001  # per cent of the tokens, but for those beyond the axis

@@ -79,3 +79,12 @@ def test_runs_are_trained_counted_and_judged(tmp_path: Path) -> None:
     assert sorted((tmp_path / "runs").glob("*/done.json")) == sorted(trained)
     with pytest.raises(InputError, match=r"--l0=0: must be positive"):
         reach(configs, [0.0])
+
+
+def test_each_layer_is_measured_on_its_own_activations(tmp_path: Path) -> None:
+    given = ["sae=batchtopk", "sae.k=4", "evaluate.ce_tokens=0"]
+    alone = reach([small(tmp_path / "alone", *given, "model.layer=1")], [4.0], 0.3, 1)
+    layers = [small(tmp_path / "both", *given, f"model.layer={layer}") for layer in (3, 1)]
+    both = reach(layers, [4.0], 0.3, 1)
+    assert both[0]["l0"] != both[1]["l0"]
+    assert both[1]["l0"] == alone[0]["l0"]

@@ -71,9 +71,8 @@ class Group:
         """The lines above a figure: what was measured, on which tokens, and what the spread is."""
         few, many = min(self.views["runs"]), max(self.views["runs"])
         seeds = f"{many} seeds" if few == many else f"{few} to {many} seeds"
-        return f"{self.title}, {tokens}\n" + (
-            f"mean of {seeds}" + (f", {spread}: ± 1 sd" if spread else "") if many > 1 else "one seed"
-        )
+        mean = f"mean of {seeds}, {spread}: ± 1 sd" if spread else f"mean of {seeds}"
+        return f"{self.title}, {tokens}\n{mean if many > 1 else 'one seed'}"
 
     def row_title(self, facet: int) -> str:
         """What the SAEs of a facet share."""

@@ -34,9 +34,13 @@ def histogram_page(group: Group, table: pd.DataFrame, configs: list[Config], fac
     configs = [config for config in configs if config.facet in facets]
     rows = pages(facets, COLUMNS)
     figure, axes = grid(len(rows), len(rows[0]), group.note("held-out tokens but special ones", ""), "col")
+    edges = np.linspace(0, max(reach(table, configs), 1.5), BINS + 1)
     for ax, facet in zip(axes.flat, facets, strict=False):
         ax.set_title(group.row_title(facet))
-        draw(ax, [config for config in configs if config.facet == facet], table, facet)
+        for config in configs:
+            if config.facet == facet:
+                draw(ax, config, table.loc[table["configuration"] == config.number], edges)
+        ax.set_xlim(0, edges[-1])
     for ax in axes.flat[len(facets) :]:
         ax.set_axis_off()
     name_axes(axes, "active latents per token, as a multiple of k", "tokens (%)")
@@ -46,27 +50,26 @@ def histogram_page(group: Group, table: pd.DataFrame, configs: list[Config], fac
     return figure
 
 
-def draw(ax: Axes, configs: list[Config], table: pd.DataFrame, facet: int) -> None:
-    """Draw the histogram of each configuration as steps; x is in units of `facet`, so that panels share it."""
-    mine = table.loc[table["configuration"].isin([config.number for config in configs])]
-    counted = mine.loc[mine["group"].isin(ORDINARY)]
-    end = np.ceil(quantile(counted, REACH) / facet * 2) / 2
-    edges = np.linspace(0, max(end, 1.5), BINS + 1)
+def draw(ax: Axes, config: Config, table: pd.DataFrame, edges: np.ndarray) -> None:
+    """Draw the histogram of a configuration as steps, or a line if all tokens have one number; x is in units of its facet."""
+    look, ordinary = config.shown, table["group"].isin(ORDINARY)
+    rows, special = table.loc[ordinary], table.loc[~ordinary]
+    places = rows["l0"].to_numpy(float) / config.facet
+    if len(set(places)) == 1:
+        ax.axvline(places[0], color=look.colour, alpha=look.alpha, linestyle=look.dash)
+    else:
+        share, _ = np.histogram(places, edges, weights=100 * rows["tokens"] / rows["tokens"].sum())
+        ax.stairs(share, edges, color=look.colour, alpha=look.alpha, linestyle=look.dash)
+    if not special.empty:
+        mean = np.average(special["l0"], weights=special["tokens"]) / config.facet
+        ax.axvline(float(mean), color=look.colour, alpha=look.alpha, linestyle=":")
+
+
+def reach(table: pd.DataFrame, configs: list[Config]) -> float:
+    """The multiple of k, in halves, that REACH of each configuration's ordinary tokens do not exceed."""
+    ends = [0.0]
     for config in configs:
-        rows = counted.loc[counted["configuration"] == config.number]
-        share, _ = np.histogram(rows["l0"] / facet, edges, weights=rows["tokens"])
-        look = config.shown
-        steps = 100 * share / rows["tokens"].sum()
-        ax.stairs(steps, edges, color=look.colour, alpha=look.alpha, linestyle=look.dash, label=config.name)
-        special = mine.loc[(mine["configuration"] == config.number) & (mine["group"] == "special")]
-        if not special.empty:
-            mean = np.average(special["l0"], weights=special["tokens"]) / facet
-            ax.axvline(float(mean), color=look.colour, alpha=look.alpha, linestyle=":")
-    ax.set_xlim(0, edges[-1])
-
-
-def quantile(table: pd.DataFrame, share: float) -> float:
-    """The L0 that `share` of the tokens do not exceed."""
-    ordered = table.sort_values(by="l0")
-    reached = ordered["tokens"].cumsum() / ordered["tokens"].sum()
-    return float(ordered["l0"].to_numpy()[int(np.searchsorted(reached, share))])
+        rows = table.loc[(table["configuration"] == config.number) & table["group"].isin(ORDINARY)].sort_values(by="l0")
+        share = rows["tokens"].cumsum() / rows["tokens"].sum()
+        ends.append(float(rows["l0"].to_numpy()[int(np.searchsorted(share, REACH))]) / config.facet)
+    return float(np.ceil(2 * max(ends)) / 2)

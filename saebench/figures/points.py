@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from saebench.figures.data import Config, Group, pages
-from saebench.figures.style import INK, grid, head, legend, name_axes
+from saebench.figures.style import BOUNDED, INK, NAMES, grid, head, legend, name_axes
 
 NEAR = 0.05  # relative FVU within which an SAE counts as good as one trained for the point
 REACH = 0.5  # relative FVU at which a colour is full
@@ -32,15 +32,16 @@ def against_trained(group: Group, metric: str = "fvu") -> list[Figure]:
 def points_page(group: Group, metric: str, views: pd.DataFrame, configs: list[Config]) -> Figure:
     """One page of `against_trained`."""
     figure, axes = grid(len(configs), 2, group.note(spread=""))
-    head(axes, [metric.upper().replace("_STD", " std"), "difference from the best SAE\ntrained at m and budget (%)"], [
+    head(axes, [NAMES[metric], "difference from the best SAE\ntrained at m and budget (%)"], [
         config.name for config in configs
     ])  # fmt: skip
     best = trained_at(group, metric)
+    worse = -1 if metric in BOUNDED else 1  # the sign of a difference that is for the worse
     for row, config in zip(axes, configs, strict=True):
         table = table_of(views, config, metric)
         excess = table / best.reindex(index=table.index, columns=table.columns) - 1
         cells(row[0], table, np.full(table.shape, np.nan), "{:.3f}")
-        cells(row[1], table, excess.to_numpy(float), "{:+.0f}", 100)
+        cells(row[1], table, excess.to_numpy(float), "{:+.0f}", 100, worse)
     name_axes(axes, "dictionary size m (latents)", "latents per token")
     named = {"better": f"better by more than {NEAR:.0%}", "worse": f"worse by more than {NEAR:.0%}"}
     legend(figure, [Patch(color=COLOURS[side], alpha=0.6, label=text) for side, text in named.items()])
@@ -55,21 +56,24 @@ def table_of(views: pd.DataFrame, config: Config, metric: str) -> pd.DataFrame:
 
 
 def trained_at(group: Group, metric: str) -> pd.DataFrame:
-    """The least value of the metric of any SAE with d_sae = m and k = budget: by budget and m."""
+    """The best value of the metric of any SAE with d_sae = m and k = budget: by budget and m."""
     full = group.full(metric)
     full = full.loc[full["mode"].isin(["topk", "threshold"]) & full["budget"].notna()]
     nested = {config.number for config in group.configs if config.variant in ("lattice", "hierarchical", "matryoshka")}
     alone = full.loc[~full["configuration"].isin(nested)]
-    return alone.pivot_table(index="budget", columns="m", values=metric, aggfunc="min")
+    return alone.pivot_table(index="budget", columns="m", values=metric, aggfunc="max" if metric in BOUNDED else "min")
 
 
-def cells(ax: Axes, table: pd.DataFrame, shade: np.ndarray, form: str, times: float = 1.0) -> None:
-    """Write a number into every cell, of `shade` [rows, columns] where that is finite, else of the table itself."""
+def cells(ax: Axes, table: pd.DataFrame, shade: np.ndarray, form: str, times: float = 1.0, worse: int = 1) -> None:
+    """Write a number into every cell: of `shade` [rows, columns], coloured by its side, or of the table if it has none.
+
+    `worse` is the sign of what is for the worse.
+    """
     rows, columns = table.shape
     ax.grid(visible=False)
     image: Any = np.ones((rows, columns, 4))
     for (i, j), value in np.ndenumerate(shade):
-        side = COLOURS["worse" if value > 0 else "better"]
+        side = COLOURS["worse" if value * worse > 0 else "better"]
         strength = 0.0 if not abs(value) > NEAR else min(1.0, abs(value) / REACH) * 0.8 + 0.1
         rgb = [int(side[at : at + 2], 16) / 255 for at in (1, 3, 5)]
         image[i, j, :3] = [1 - strength * (1 - c) for c in rgb]

@@ -49,7 +49,7 @@ def test_training_learns_and_encode_is_sparse(variant: str) -> None:
     assert latents.rows == 512
     x_hat = member.sae(x)
     fvu = (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
-    assert fvu < 0.7
+    assert fvu < (0.55 if variant == "jumprelu" else 0.4)  # jumprelu spends its steps on reaching its target L0
     torch.testing.assert_close(torch.linalg.vector_norm(member.sae.W_dec, dim=1), torch.ones(96))
     assert member.sae(x.view(8, 64, -1)).shape == (8, 64, x.shape[1])
 
@@ -223,7 +223,7 @@ def test_random_prefixes_follow_their_law_and_train() -> None:
     for m in (6, 24, 48):
         assert float((lengths <= m).double().mean()) == pytest.approx((m / 96) ** 0.5, abs=0.03)
     member = trained("matryoshka", 60, "sae.prefix_sampling=random")
-    assert member.log[-1]["fvu"] < 0.8 * member.log[0]["fvu"]
+    assert member.log[-1]["fvu"] < 0.4
     assert torch.equal(member.sae.W_dec, trained("matryoshka", 60, "sae.prefix_sampling=random").sae.W_dec)
 
 

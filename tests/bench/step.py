@@ -231,9 +231,8 @@ def run_peers(args: argparse.Namespace, threads: int) -> dict[str, dict[str, flo
         return {}
     names = ("n", "d_in", "d_sae", "k", "repeats", "device")
     options = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in names]
-    script = ROOT / "tests" / "peers" / "speed.py"
-    command = [args.peers, str(script), *options, f"--threads={threads}"]
-    done = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    command = [args.peers, "-m", "tests.peers.speed", *options, f"--threads={threads}"]
+    done = json.loads(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout)
     least = done.pop("floor")
     return {case: {"floor_ms": least, "ms": ms, "x_floor": ms / least} for case, ms in done.items()}
 

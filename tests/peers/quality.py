@@ -15,11 +15,12 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from tests.peers.saelens import trainer, training_sae
 
 Coder = tuple[Callable[[Tensor, float], None], Callable[[Tensor], Tensor]]  # a training step at a rate; reconstruction
 
@@ -46,31 +47,16 @@ def sparsify_coder(x: Tensor, d_sae: int, k: int, betas: tuple[float, float]) ->
 
 def sae_lens_coder(x: Tensor, d_sae: int, k: int, betas: tuple[float, float], variant: str, steps: int) -> Coder:
     """SAELens' TopK or BatchTopK with its trainer's step; BatchTopK selects in the batch when it reconstructs, too."""
-    from sae_lens import (  # pyright: ignore[reportMissingImports]
-        BatchTopKTrainingSAE,
-        BatchTopKTrainingSAEConfig,
-        SAETrainer,
-        TopKTrainingSAE,
-        TopKTrainingSAEConfig,
-    )
-    from sae_lens.config import SAETrainerConfig  # pyright: ignore[reportMissingImports]
-
-    kinds = {
-        "topk": (TopKTrainingSAE, TopKTrainingSAEConfig),
-        "batchtopk": (BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig),
-    }
-    sae_class, config_class = kinds[variant]
-    sae = sae_class(config_class(d_in=x.shape[1], d_sae=d_sae, k=k))
-    training = SAETrainerConfig(
-        total_training_samples=steps * len(x), train_batch_size_samples=len(x), lr=1.0, lr_end=1.0,
+    sae = training_sae(variant, d_in=x.shape[1], d_sae=d_sae, k=k)
+    mine = trainer(
+        sae, total_training_samples=steps * len(x), train_batch_size_samples=len(x), lr=1.0, lr_end=1.0,
         adam_beta1=betas[0], adam_beta2=betas[1],
     )  # fmt: skip
-    trainer: Any = SAETrainer(cfg=training, sae=sae, data_provider=iter([]))
 
     def step(batch: Tensor, lr: float) -> None:
-        trainer.optimizer.param_groups[0]["lr"] = lr
-        trainer.step(batch)
-        trainer.n_training_steps += 1
+        mine.optimizer.param_groups[0]["lr"] = lr
+        mine.step(batch)
+        mine.n_training_steps += 1
 
     return step, lambda batch: sae.decode(sae.encode(batch))
 

@@ -1,6 +1,6 @@
 """Milliseconds of a full training step of sparsify and SAELens, and of the encoder product alone, in one run.
 
-    python speed.py --n 2048 --d-in 640 --d-sae 8192 --k 32 --threads 2 --repeats 9 --device cpu
+    python -m tests.peers.speed --n 2048 --d-in 640 --d-sae 8192 --k 32 --threads 2 --repeats 9 --device cpu
 
 Run by a Python that has the peers (pip install sae-lens eai-sparsify). Prints one JSON line of medians and nothing else on
 stdout. A step is forward, backward, the library's own treatment of the decoder, and the optimiser; no latent is dead, so that
@@ -21,10 +21,11 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from tests.peers.saelens import trainer, training_sae
 
 
 def median_ms(run: Callable[[], object], repeats: int, device: torch.device) -> float:
@@ -66,30 +67,15 @@ def sparsify_step(x: Tensor, d_sae: int, k: int) -> Callable[[], object]:
 
 def sae_lens_step(x: Tensor, d_sae: int, k: int, variant: str, fused: bool, sparse: bool) -> Callable[[], object]:
     """One step of SAELens' trainer on x [n, d_in]; variant topk or batchtopk."""
-    from sae_lens import (  # pyright: ignore[reportMissingImports]
-        BatchTopKTrainingSAE,
-        BatchTopKTrainingSAEConfig,
-        SAETrainer,
-        TopKTrainingSAE,
-        TopKTrainingSAEConfig,
-    )
-    from sae_lens.config import SAETrainerConfig  # pyright: ignore[reportMissingImports]
-
-    kinds = {
-        "topk": (TopKTrainingSAE, TopKTrainingSAEConfig),
-        "batchtopk": (BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig),
-    }
-    sae_class, config_class = kinds[variant]
     options = {"use_sparse_activations": True, "rescale_acts_by_decoder_norm": False} if sparse else {}
-    cfg = config_class(d_in=x.shape[1], d_sae=d_sae, k=k, device=str(x.device), **options)
-    training = SAETrainerConfig(
-        total_training_samples=1_000_000_000, train_batch_size_samples=len(x), lr=1e-4, lr_end=1e-4,
+    sae = training_sae(variant, d_in=x.shape[1], d_sae=d_sae, k=k, device=str(x.device), **options)
+    mine = trainer(
+        sae, total_training_samples=1_000_000_000, train_batch_size_samples=len(x), lr=1e-4, lr_end=1e-4,
         device=str(x.device), autocast=x.is_cuda and not sparse,
     )  # fmt: skip
-    trainer: Any = SAETrainer(cfg=training, sae=sae_class(cfg), data_provider=iter([]))
     if fused:  # an option of its optimiser's groups, so that the scheduler stays attached
-        trainer.optimizer.param_groups[0]["fused"] = True
-    return lambda: trainer.step(x)
+        mine.optimizer.param_groups[0]["fused"] = True
+    return lambda: mine.step(x)
 
 
 def steps(x: Tensor, d_sae: int, k: int) -> dict[str, Callable[[], Callable[[], object]]]:

@@ -165,10 +165,14 @@ class LatticeConfig(HierarchicalConfig):
     prefix_shares: list[float]
     prefix_sampling: str  # fixed: each step draws among the prefixes; random: it draws their lengths anew
     per_step: int  # prefixes of a step, d_sae among them
+    selection: str  # token: j latents for each token; batch: n * j for the n tokens of a batch
+    threshold_decay: float  # of the running mean of the batch's smallest kept activation, for selection batch
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_prefixes(self)
+        one_of("sae.selection", self.selection, ("token", "batch"))
+        share("sae.threshold_decay", self.threshold_decay)
         at_least("sae.per_step", self.per_step, 1)
         most = len(self.prefixes or [])
         require(

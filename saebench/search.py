@@ -73,18 +73,18 @@ def with_rates(configs: list[RunConfig]) -> list[RunConfig]:
 
 def group(configs: list[RunConfig]) -> list[Group]:
     """The groups of a sweep's jobs whose rate is to be searched: those with experiment.lr_factors and no train.lr."""
-    members: dict[str, list[int]] = {}
+    members: dict[tuple[str, str], list[int]] = {}
     for i, cfg in enumerate(configs):
         if cfg.experiment.lr_factors and cfg.train.lr is None:
-            members.setdefault(key_of(shared(cfg)), []).append(i)
-    return [make_group(key, jobs, configs) for key, jobs in members.items()]
+            members.setdefault((cfg.outputs, key_of(shared(cfg))), []).append(i)
+    return [make_group(key, jobs, configs) for (_, key), jobs in members.items()]
 
 
 def shared(cfg: RunConfig) -> dict[str, Any]:
-    """All that the jobs of a group agree in."""
+    """All that the jobs of a group agree in, but for their outputs folder, which may be moved."""
     config = as_dict(cfg)
     sae = {key: value for key, value in config["sae"].items() if key not in KNOBS}
-    keep = ("model", "data", "sparsity", "train", "cache", "device", "outputs")
+    keep = ("model", "data", "sparsity", "train", "cache", "device")
     return {"sae": sae, "lr_factors": cfg.experiment.lr_factors, **{key: config[key] for key in keep}}
 
 

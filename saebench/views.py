@@ -72,14 +72,14 @@ def ordered(view: View, sae: SAE, cfg: EvaluateConfig) -> list[View]:
     """
     k = own_k(sae)
     select = View(view.kind, view.m, view.mode, view.rule, "select_then_prune", k)
+    mode = "batch" if "batch" in sae.modes else "topk"
     budgets = [b for b in cfg.budgets if b <= view.m] if cfg.cross else []
-    crossed = [View(view.kind, view.m, "topk", view.rule, "prune_then_select", b) for b in budgets]
+    crossed = [View(view.kind, view.m, mode, view.rule, "prune_then_select", b) for b in budgets]
     if k is None:
         return [select, *crossed]
     views = [select] if "select_then_prune" in cfg.orders else []
     if "prune_then_select" in cfg.orders:
         scaled = {max(1, round(k * view.m / sae.d_sae))} if cfg.scale_k else set()
-        mode = "batch" if "batch" in sae.modes else "topk"
         budgets = sorted(b for b in {k, *scaled} if b <= view.m)
         views += [View(view.kind, view.m, mode, view.rule, "prune_then_select", b) for b in budgets]
     return list(dict.fromkeys([*views, *crossed]))

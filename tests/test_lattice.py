@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
 
 from saebench.checks import InputError
 from saebench.saes import SAE, build
-from saebench.saes.lattice import Lattice, prefix_latents
+from saebench.saes.lattice import Lattice, batch_levels, prefix_latents
 from tests.configs import sae_config, stats_of, synthetic
 from tests.test_saes import trained
 
@@ -27,8 +29,12 @@ def by_definition(sae: Lattice, x: Tensor, prefixes: list[int]) -> tuple[Tensor,
     losses, x_hat = [], x
     for m in prefixes:
         for j in sae.budgets:
-            kept = acts[:, :m].topk(min(j, m), dim=1)
-            z = torch.zeros_like(acts).scatter(1, kept.indices, kept.values.relu())
+            if sae.cfg.selection == "batch":
+                least = acts[:, :m].flatten().sort(descending=True).values[len(x) * min(j, m) - 1]
+                z = torch.where((acts >= least) & (torch.arange(96) < m), acts, 0.0).relu()
+            else:
+                kept = acts[:, :m].topk(min(j, m), dim=1)
+                z = torch.zeros_like(acts).scatter(1, kept.indices, kept.values.relu())
             x_hat = sae.b_dec + z @ sae.W_dec
             losses.append((x - x_hat).square().mean())
     return torch.stack(losses).mean(), x_hat
@@ -36,8 +42,9 @@ def by_definition(sae: Lattice, x: Tensor, prefixes: list[int]) -> tuple[Tensor,
 
 @pytest.mark.parametrize("prefixes", ["[96]", "[5,24,60,96]", "[1,2,3,4,5,96]"])
 @pytest.mark.parametrize("budgets", ["'8'", "'1,3,8'", "all"])
-def test_loss_and_gradients_are_those_of_the_definition(prefixes: str, budgets: str) -> None:
-    sae = lattice(prefixes=prefixes, budgets=budgets, per_step=prefixes.count(",") + 1)
+@pytest.mark.parametrize("selection", ["token", "batch"])
+def test_loss_and_gradients_are_those_of_the_definition(prefixes: str, budgets: str, selection: str) -> None:
+    sae = lattice(prefixes=prefixes, budgets=budgets, per_step=prefixes.count(",") + 1, selection=selection)
     x = sae.normalise(synthetic(50)).x.double()
     parameters = [sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec]
     step = sae.loss(x, 1.0)
@@ -63,6 +70,28 @@ def test_prefix_latents_are_the_largest_of_each_prefix() -> None:
     tied = prefix_latents(torch.zeros(2, 96), [50, 96], 4)
     assert bool((tied.values == 0).all())
     assert len(tied.indices) == 16
+
+
+def test_levels_of_the_batch_are_cut_by_rank_over_all_tokens() -> None:
+    acts = torch.tensor([[9.0, 1, 8, 2], [3, 7, 0.5, 6], [5, 0.25, 4, 0.125]])
+    latents, segments = batch_levels(acts, [2, 4], [1, 2])
+    assert latents.rows == 6
+    entries = list(zip(latents.indices.tolist(), latents.values.tolist(), strict=True))
+    cells = [entries[a:b] for a, b in pairwise(segments)]
+    assert cells[:6] == [[(0, 9)], [(1, 1)], [(1, 7)], [(0, 3)], [(0, 5)], [(1, 0.25)]]  # all of the first two latents
+    assert cells[6:] == [[(0, 9), (2, 8)], [], [(1, 7)], [(3, 6)], [], [(0, 5), (2, 4)]]
+    assert latents.offsets.tolist() == [0, 2, 4, 6, 8, 10, 12]
+
+
+def test_one_prefix_and_one_budget_is_batchtopk() -> None:
+    given = ["sae.prefixes=[96]", "sae.per_step=1", "sae.budgets='4'", "sae.selection=batch"]
+    one, plain = trained("lattice", 10, *given).sae, trained("batchtopk", 10).sae
+    torch.testing.assert_close(one.W_dec, plain.W_dec)
+    x = synthetic(300, seed=5)
+    torch.testing.assert_close(one(x), plain(x))
+    assert one.modes == ("threshold", "batch")
+    acts = one.acts(one.normalise(x).x)
+    assert int((one.own_rule(acts, k=2).values > 0).sum()) == 600
 
 
 def test_one_prefix_is_hierarchical_topk() -> None:
@@ -113,6 +142,7 @@ def test_a_lattice_is_better_at_its_points_than_topk_cut_to_them() -> None:
     [
         ({"per_step": 5}, r"sae\.per_step=5: there are 4 prefixes"),
         ({"per_step": 0}, r"sae\.per_step=0"),
+        ({"selection": "global"}, r"sae\.selection=global"),
         ({"prefixes": "[96,96]"}, r"sae\.prefixes=\[96, 96\]: must rise"),
         ({"budgets": "'1,3'"}, r"sae\.budgets=1,3: must rise and end at sae\.k=8"),
     ],

@@ -4,12 +4,13 @@ The view (m, j) of a token uses the j largest of its first m latents. With prefi
     loss = mean over prefixes m, budgets j in J and tokens of |x - x_hat_mj|^2 / d_in
     x_hat_mj = b_dec + sum of z_i W_dec[i] over the j largest z_i = relu(pre_acts_i), i < m
 A mean with equal weights: nothing is summed over prefixes or budgets, so that the loss has the scale of TopK's. A prefix shorter
-than j uses all its latents. Each step trains on sae.per_step of the prefixes, d_sae always among them and the others drawn
+than j uses all its latents. With sae.selection=batch the view uses the n j largest of all n tokens' first m latents, as in
+BatchTopK. Each step trains on sae.per_step of the prefixes, d_sae always among them and the others drawn
 without replacement (prefix_sampling fixed) or anew from Matryoshka's law (random); their mean is the loss of that step.
 
-With one prefix this is HierarchicalTopK (arXiv 2505.24473), with one budget a Matryoshka SAE over TopK (arXiv 2503.17547 is over
-BatchTopK). A (token, prefix) is a row of the nested loss; its top k is merged from the winners of the prefixes' increments,
-so that each pre-activation is looked at once.
+With one prefix this is HierarchicalTopK (arXiv 2505.24473), with one prefix and one budget TopK or BatchTopK; with one budget it
+is a Matryoshka SAE (arXiv 2503.17547) whose prefixes select for themselves. A (token, prefix) is a row of the nested loss; its
+top k is merged from the winners of the prefixes' increments, so that each pre-activation is looked at once.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ from torch import Tensor
 
 from saebench.sae_configs import LatticeConfig
 from saebench.saes.base import SAE, Stats, Step
-from saebench.select import active, row_topk, topk_latents
+from saebench.saes.batchtopk import UNSET, batch_rule, moved
+from saebench.select import active, flat_topk, row_topk, topk_latents
 from saebench.sparse import SparseLatents
 
 
 class Lattice(SAE):
-    """K = k latents per token and prefix, one level per budget."""
+    """K = k latents per token and prefix, one level per budget.
+
+    `modes` topk, or with sae.selection=batch threshold (running as BatchTopK's, of the full dictionary at K) and batch.
+    """
 
     cfg: LatticeConfig
     modes = ("topk",)
@@ -34,23 +39,28 @@ class Lattice(SAE):
     def __init__(self, cfg: LatticeConfig, stats: Stats, seed: int) -> None:
         super().__init__(cfg, stats, seed)
         self.budgets, self.prefixes = cfg.budget_list(), list(cfg.prefixes or [cfg.d_sae])
-        self.starts: Tensor
-        self.register_buffer("starts", torch.tensor([0, *self.budgets]), persistent=False)  # [L + 1]
+        self.threshold: Tensor
+        self.register_buffer("threshold", torch.tensor(UNSET))
+        if cfg.selection == "batch":
+            self.modes = ("threshold", "batch")
         self.generator = torch.Generator().manual_seed(seed)  # of the prefixes of a step
 
     def own_rule(self, acts: Tensor, k: int | None = None, mode: str | None = None) -> SparseLatents:
+        if self.cfg.selection == "batch":
+            return batch_rule(acts, self.threshold, self.cfg.k, k, mode)
         return topk_latents(acts, k or self.cfg.k)
 
     def loss(self, x: Tensor, factor: float) -> Step:
         k = self.knob(self.cfg.k, factor)
-        n_levels = sum(j < k for j in self.budgets) + 1
+        budgets = [*(j for j in self.budgets if j < k), k]
         prefixes = self.draw()
-        latents = prefix_latents(self.scores(x), prefixes, k)  # n rows per prefix
-        starts = latents.offsets[:-1, None] + self.starts[:n_levels]  # [rows, L]
-        segments = torch.cat([torch.minimum(starts, latents.offsets[1:, None]).reshape(-1), latents.offsets[-1:]])
-        weights = x.new_full((n_levels,), 1 / (n_levels * self.d_in))
+        select = batch_levels if self.cfg.selection == "batch" else row_levels
+        latents, segments = select(self.scores(x), prefixes, budgets)  # n rows per prefix
+        weights = x.new_full((len(budgets),), 1 / (len(budgets) * self.d_in))
         step = self.nested_step(x.repeat(len(prefixes), 1), latents, segments, weights)
         whole = latents.values[latents.offsets[-len(x) - 1] :]  # of the full dictionary
+        if self.cfg.selection == "batch":
+            self.threshold.copy_(moved(self.threshold, whole, self.cfg.threshold_decay))
         return step._replace(x_hat=step.x_hat[-len(x) :], l0=(whole > 0).sum() / len(x))
 
     def draw(self) -> list[int]:
@@ -63,6 +73,17 @@ class Lattice(SAE):
             order = torch.randperm(len(self.prefixes) - 1, generator=self.generator)[:others]
             chosen = [self.prefixes[i] for i in order.tolist()]
         return [*sorted(chosen), self.d_sae]
+
+
+def row_levels(acts: Tensor, prefixes: list[int], budgets: list[int]) -> tuple[SparseLatents, Tensor]:
+    """The largest latents of each token in each prefix, and where the budgets' increments begin: [rows * L + 1].
+
+    `prefix_latents` with k the last of the rising budgets; a level is empty where a prefix is shorter than its budget.
+    """
+    latents = prefix_latents(acts, prefixes, budgets[-1])
+    starts = latents.offsets[:-1, None] + torch.tensor([0, *budgets[:-1]], device=acts.device)  # [rows, L]
+    starts = torch.minimum(starts, latents.offsets[1:, None])
+    return latents, torch.cat([starts.reshape(-1), latents.offsets[-1:]])
 
 
 def prefix_latents(acts: Tensor, prefixes: list[int], k: int) -> SparseLatents:
@@ -84,3 +105,29 @@ def prefix_latents(acts: Tensor, prefixes: list[int], k: int) -> SparseLatents:
     offsets = torch.cat([widths.new_zeros(1), widths.cumsum(0)])
     flat = torch.cat([part.reshape(-1) for part, _ in parts])
     return SparseLatents(offsets, torch.cat([part.reshape(-1) for _, part in parts]), active(flat), acts.shape[1])
+
+
+def batch_levels(acts: Tensor, prefixes: list[int], budgets: list[int]) -> tuple[SparseLatents, Tensor]:
+    """As `row_levels`, but selecting in the batch: level l of prefix m is its n budgets[l] largest latents of all tokens,
+
+    less the levels before. A row has as many entries in each level as it has latents among those.
+    """
+    n, d_sae = acts.shape
+    n_levels, most = len(budgets), n * budgets[-1]
+    edges = torch.tensor(budgets, device=acts.device) * n
+    values, flat = acts.new_empty(0), torch.empty(0, dtype=torch.int64, device=acts.device)
+    parts = []
+    for place, (start, stop) in enumerate(pairwise([0, *prefixes])):
+        if stop > start:
+            width = stop - start
+            new_values, at = flat_topk(acts[:, start:stop], min(most, n * width))
+            found = torch.cat([flat, at // width * d_sae + at % width + start])  # row * d_sae + latent
+            values, order = torch.cat([values, new_values]).sort(descending=True, stable=True)
+            values, flat = values[:most], found[order[:most]]
+        level = torch.searchsorted(edges, torch.arange(len(flat), device=acts.device), right=True)
+        bags, order = ((place * n + flat // d_sae) * n_levels + level).sort(stable=True)
+        parts.append((bags, flat[order] % d_sae, values[order]))
+    bags, indices, chosen = (torch.cat(part) for part in zip(*parts, strict=True))
+    bounds = torch.arange(len(prefixes) * n * n_levels + 1, device=acts.device)
+    segments = torch.searchsorted(bags, bounds)
+    return SparseLatents(segments[::n_levels], indices, active(chosen), d_sae), segments

@@ -194,6 +194,7 @@ class RunConfig:
     compile: str = "auto"
     seed: int = 0
     device: str = "auto"
+    checkpoint: float = 600.0
     outputs: str = "outputs"
 
     def __post_init__(self) -> None:
@@ -203,6 +204,7 @@ class RunConfig:
             self.device in ("auto", "cpu", "cuda") or self.device.startswith("cuda:"),
             f"device={self.device}: choose one of auto, cpu, cuda, cuda:N",
         )
+        at_least("checkpoint", self.checkpoint, 0)
 
     @property
     def train_tokens(self) -> int:

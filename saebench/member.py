@@ -120,6 +120,39 @@ class Member:
             self.failure = f"the loss became {loss} at step {row.step}; lower train.lr={self.lr:g}"
             say(f"{self.cfg.sae.name}: {self.failure}")
 
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that the following steps depend on, and the log: tensors by name, and what JSON can hold. Settle first."""
+        tensors = {f"sae.{name}": t for name, t in self.sae.state_dict().items()} | {"since_fired": self.since_fired}
+        for name, slot in self.optimizer.slots.items():
+            tensors |= {f"mean.{name}": slot.mean, f"square.{name}": slot.square}
+        if self.dead is not None:
+            tensors["dead"] = self.dead
+        if self.sae.generator is not None:
+            tensors["generator"] = self.sae.generator.get_state()
+        record = {
+            "step": self.done,
+            "adam_steps": self.optimizer.steps,
+            "seconds": self.watch.seconds(),
+            "log": self.log,
+        }
+        return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}, record
+
+    def restore(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+        """Go on from a `state`."""
+        parts = {name.partition(".")[2]: t for name, t in tensors.items() if name.startswith("sae.")}
+        self.sae.load_state_dict(parts)
+        for name, slot in self.optimizer.slots.items():
+            slot.mean.copy_(tensors[f"mean.{name}"])
+            slot.square.copy_(tensors[f"square.{name}"])
+        for name, copy in self.sae.copies.items():
+            copy.copy_(getattr(self.sae, name))
+        self.since_fired.copy_(tensors["since_fired"])
+        self.dead = tensors["dead"].to(self.device) if "dead" in tensors else None
+        if self.sae.generator is not None:
+            self.sae.generator.set_state(tensors["generator"])
+        self.done, self.log = record["step"], record["log"]
+        self.optimizer.steps, self.watch.total = record["adam_steps"], record["seconds"]
+
 
 def compiled(sae: SAE, choice: str, device: torch.device, backend: str = "inductor") -> Callable[[Tensor, float], Step]:
     """The SAE's loss, through torch.compile if its variant trains dense and `choice` is on, or auto on a GPU.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from saebench.activations import (
     open_shards,
     open_stats,
 )
+from saebench.checkpoint import Saver, clear
 from saebench.checks import InputError
 from saebench.config import RunConfig, as_dict
 from saebench.data import TokenStore, token_inputs, tokenise
@@ -33,10 +35,21 @@ from saebench.heldout import HeldOut, Subject
 from saebench.lm import LM, check_seq_len, describe, load_lm, load_tokenizer, resolve_device, resolve_dtype, special_ids
 from saebench.member import Member
 from saebench.memory import keep_freed_memory
-from saebench.runs import METRICS, read_latents, write_csv
+from saebench.runs import METRICS, describe_run, read_latents, write_csv
 from saebench.saes.files import load_sae, save_sae
 from saebench.similarity import save_gram
-from saebench.store import finish, is_done, key_of, lock, open_partial, stage, versions, write_json, write_text
+from saebench.store import (
+    finish,
+    is_done,
+    key_of,
+    lock,
+    open_partial,
+    partial_of,
+    stage,
+    versions,
+    write_json,
+    write_text,
+)
 from saebench.train import importance, train
 from saebench.views import tune_thresholds
 
@@ -102,9 +115,8 @@ def run(configs: Sequence[RunConfig], evaluate_only: bool = False) -> list[Path]
             train_gang([configs[i] for i in gang], list(mine.values()), stream)
         trained = [i for i in gang if is_done(mine[i], run_inputs(configs[i], stream))]
         if evaluate_only and len(trained) < len(gang):
-            raise InputError(
-                f"{len(gang) - len(trained)} of these runs are not trained yet; run `saebench train` first"
-            )
+            missing = len(gang) - len(trained)
+            raise InputError(f"{missing} of these runs are not trained yet; run `saebench train` first")
         evaluate_gang([configs[i] for i in trained], [mine[i] for i in trained], stream)
         failed += [
             f"{mine[i].name} (train.lr={configs[i].train.learning_rate(configs[i].sae.d_sae):g})"
@@ -152,7 +164,10 @@ Members = dict[Path, Member]  # by run folder
 def train_gang(
     configs: list[RunConfig], folders: list[Path], stream: Stream, keep: Callable[[Members], Members] = dict
 ) -> None:
-    """Train, in one pass over the batches, every run of a gang that is not done; those that `keep` returns are saved."""
+    """Train, in one pass over the batches, every run of a gang that is not done; those that `keep` returns are saved.
+
+    Each goes on from its newest checkpoint, in the folder of the unfinished run. That of a run that failed stays there.
+    """
     with ExitStack() as locks:
         todo: dict[Path, RunConfig] = {}
         for cfg, folder in sorted(zip(configs, folders, strict=True), key=lambda pair: pair[1]):
@@ -165,9 +180,16 @@ def train_gang(
             return
         keep_freed_memory()
         members = {folder: Member(cfg, stream.stats, stream.device) for folder, cfg in todo.items()}
+        begun = {open_partial(folder, run_inputs(cfg, stream)): members[folder] for folder, cfg in todo.items()}
         batches = open_batches(next(iter(todo.values())), stream)
-        train(list(members.values()), batches)
-        whole = keep({folder: member for folder, member in members.items() if member.failure is None})
+        saver = Saver(begun, configs[0].checkpoint)
+        with saver.watching():
+            train(list(members.values()), batches, saver.after_step)
+        saver.mark_failed()
+        finished = {folder: member for folder, member in members.items() if member.failure is None}
+        whole = keep(finished)
+        for dropped in finished.keys() - whole.keys():
+            shutil.rmtree(partial_of(dropped))
         tokens = configs[0].train.importance_tokens
         columns = importance([m.sae for m in whole.values()], batches, tokens, stream.device)
         for (folder, member), latents in zip(whole.items(), columns, strict=True):
@@ -178,6 +200,7 @@ def save_run(folder: Path, member: Member, latents: list[dict[str, Any]], stream
     """Write a trained member, and what is known of its latents, as a finished run."""
     cfg, inputs = member.cfg, run_inputs(member.cfg, stream)
     unfinished = open_partial(folder, inputs)
+    clear(unfinished)
     save_sae(member.sae, unfinished)
     write_csv(unfinished / "train.csv", member.log)
     write_csv(unfinished / "latents.csv", latents)
@@ -266,22 +289,3 @@ def save_evaluation(folder: Path, metrics: list[dict[str, Any]], heldout: HeldOu
     write_csv(folder / "l0.csv", list(l0_rows(subject)))
     assert subject.gram is not None
     save_gram(folder / "latents.safetensors", subject.gram, heldout.sampled["typical"])
-
-
-def describe_run(name: str, cfg: RunConfig, d_in: int) -> dict[str, Any]:
-    """The columns of metrics.csv that name the run."""
-    coefficient = getattr(cfg.sae, "l1", getattr(cfg.sae, "l0", None))
-    return {
-        "run": name,
-        "variant": cfg.sae.name,
-        "model": cfg.model.name,
-        "layer": cfg.model.layer,
-        "site": cfg.model.site,
-        "data": cfg.data.name,
-        "seed": cfg.seed,
-        "order_seed": cfg.train.order_seed,
-        "d_in": d_in,
-        "d_sae": cfg.sae.d_sae,
-        "k": getattr(cfg.sae, "k", None),
-        "coefficient": coefficient,
-    }

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saebench.config import RunConfig
 from saebench.store import write_text
 
 METRICS = [
@@ -76,3 +77,22 @@ def read_latents(path: Path) -> dict[str, Tensor]:
         rows = list(csv.DictReader(file))
     names = ("frequency", "energy", "decoder_norm")
     return {name: torch.tensor([float(row[name]) for row in rows], dtype=torch.float64) for name in names}
+
+
+def describe_run(name: str, cfg: RunConfig, d_in: int) -> dict[str, Any]:
+    """The columns of metrics.csv that name the run."""
+    coefficient = getattr(cfg.sae, "l1", getattr(cfg.sae, "l0", None))
+    return {
+        "run": name,
+        "variant": cfg.sae.name,
+        "model": cfg.model.name,
+        "layer": cfg.model.layer,
+        "site": cfg.model.site,
+        "data": cfg.data.name,
+        "seed": cfg.seed,
+        "order_seed": cfg.train.order_seed,
+        "d_in": d_in,
+        "d_sae": cfg.sae.d_sae,
+        "k": getattr(cfg.sae, "k", None),
+        "coefficient": coefficient,
+    }

@@ -24,7 +24,7 @@ from saebench.config import RunConfig, as_dict
 from saebench.pipeline import Members, Stream, gangs, open_stream, run_folder, run_inputs, train_gang
 from saebench.progress import say
 from saebench.runs import write_csv
-from saebench.store import is_done, key_of, stage
+from saebench.store import is_done, key_of, partial_of, stage
 
 KNOBS = ("k", "l1", "l0", "target_l0")  # how sparse: a rate is chosen for all of them
 TAIL = 0.1  # share of the steps, at the end, over which losses are compared
@@ -136,6 +136,8 @@ def try_all(groups: list[Group], stream: Stream) -> None:
         for trial, row in zip(g.trials, rows, strict=True):
             if row["chosen"]:
                 adopt(folders[id(trial)], final[id(trial)])
+    for folder in folders.values():
+        shutil.rmtree(partial_of(folder), ignore_errors=True)  # of trials that failed
 
 
 def write_search(folder: Path, rows: list[dict[str, Any]]) -> None:

@@ -131,9 +131,14 @@ def stage(path: Path, inputs: dict[str, Any], make: Callable[[Path], None], resu
     return True
 
 
+def partial_of(path: Path) -> Path:
+    """Where a stage is while it is being made."""
+    return path.with_name(path.name + ".partial")
+
+
 def open_partial(path: Path, inputs: dict[str, Any]) -> Path:
     """The folder path + ".partial", kept if it was begun from equal inputs, empty otherwise."""
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_of(path)
     begun = partial / "begun.json"
     same = json.loads(json.dumps(inputs))
     if partial.exists() and not (begun.is_file() and read_json(begun) == same):

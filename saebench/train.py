@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,24 +15,26 @@ from saebench.progress import Progress
 from saebench.saes import SAE
 
 
-def train(members: list[Member], batches: Batches) -> None:
-    """Train the members to their own number of steps. A failed member stops; the others go on."""
-    steps = max(m.steps for m in members)
+def train(members: list[Member], batches: Batches, after_step: Callable[[], None] = lambda: None) -> None:
+    """Train the members to their own number of steps, from wherever each of them is. A failed one stops; the others go on."""
+    start, steps = min(m.done for m in members), max(m.steps for m in members)
     title = f"training {len(members)} SAEs" if len(members) > 1 else f"training {members[0].cfg.sae.name}"
-    with Progress(steps * batches.batch_size, "tokens", title) as progress:
-        for s, batch in enumerate(sent_ahead(batches.between(0, steps), members[0].device)):
-            for member in running(members, s):
-                member.step(batch)
+    with Progress(steps * batches.batch_size, "tokens", title, start * batches.batch_size) as progress:
+        for s, batch in enumerate(sent_ahead(batches.between(start, steps), members[0].device), start):
+            for member in running(members):
+                if member.done == s:  # else it is ahead of the others
+                    member.step(batch)
             progress.advance(len(batch), note(members))
-            if not running(members, s + 1):
+            if not running(members):
                 break
+            after_step()
     for member in members:
         member.settle()
 
 
-def running(members: list[Member], step: int) -> list[Member]:
-    """The members that take step `step`."""
-    return [m for m in members if m.failure is None and step < m.steps]
+def running(members: list[Member]) -> list[Member]:
+    """The members that have steps to go."""
+    return [m for m in members if m.failure is None and m.done < m.steps]
 
 
 def note(members: list[Member]) -> str:

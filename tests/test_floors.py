@@ -18,7 +18,7 @@ FLOORS = [
     {"nested", "select", "similarity", "runs", "data", "lm", "tables", "tails", "levels"},
     {"saes", "splice", "figures", "laws", "claims", "seeds", "choose", "frontier"},
     {"activations", "views", "member", "compose"},
-    {"train", "heldout", "prune"},
+    {"train", "heldout", "prune", "checkpoint"},
     {"recapture"},
     {"evaluate"},
     {"pipeline"},

@@ -295,7 +295,10 @@ def test_a_loss_that_is_not_finite_fails_that_run_alone(tmp_path: Path) -> None:
     good, bad = small(tmp_path), small(tmp_path, "sae=relu", "train.lr=1e38")
     with pytest.raises(InputError, match=r"train\.lr: the loss of relu-.* became NaN or inf"):
         run([good, bad])
-    assert [p.name.split("-")[0] for p in (tmp_path / "runs").iterdir()] == ["topk"]
+    failed, done = sorted((tmp_path / "runs").iterdir())
+    assert done.name.startswith("topk-")
+    assert failed.name.endswith(".partial")
+    assert (failed / "failed.json").is_file()
     assert run([good])[0].is_dir()
 
 

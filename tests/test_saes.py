@@ -267,7 +267,7 @@ def test_members_do_not_depend_on_their_company() -> None:
     for m in members:
         m.steps = 5
     for step in range(5):
-        for member in running(members, step):
+        for member in running(members):
             member.step(synthetic(256, seed=step + 1))
     other = members[1]
     assert alone.steps == other.steps

@@ -64,6 +64,7 @@ class SAE(nn.Module):
     """
 
     modes: tuple[str, ...] = ("threshold",)  # how `own_rule` may set the number of active latents, the default first
+    generator: torch.Generator | None = None  # of what training draws, if it draws anything
     dense = False  # whether training computes with all latents, in tensors that torch.compile can fuse
 
     def __init__(self, cfg: SAEConfig, stats: Stats, seed: int) -> None:

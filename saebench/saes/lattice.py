@@ -43,7 +43,7 @@ class Lattice(SAE):
         self.register_buffer("threshold", torch.tensor(UNSET))
         if cfg.selection == "batch":
             self.modes = ("threshold", "batch")
-        self.generator = torch.Generator().manual_seed(seed)  # of the prefixes of a step
+        self.generator = torch.Generator().manual_seed(seed)
 
     def own_rule(self, acts: Tensor, k: int | None = None, mode: str | None = None) -> SparseLatents:
         if self.cfg.selection == "batch":

@@ -31,7 +31,7 @@ class Matryoshka(SAE):
         self.prefixes = list(cfg.prefixes or [cfg.d_sae])
         self.starts: Tensor
         self.register_buffer("starts", torch.tensor([0, *self.prefixes[:-1]]), persistent=False)  # [L]
-        self.generator = torch.Generator().manual_seed(seed)  # of random prefixes
+        self.generator = torch.Generator().manual_seed(seed)
 
     def own_rule(self, acts: Tensor, k: int | None = None, mode: str | None = None) -> SparseLatents:
         return batch_rule(acts, self.threshold, self.cfg.k, k, mode)

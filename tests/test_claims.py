@@ -575,7 +575,9 @@ def test_the_batchtopk_preset_can_decide_its_claims(tmp_path: Path) -> None:
         one: judge(read_claim("test", one, given), evidence).verdict.verdict
         for one, given in load_claims(["batchtopk"]).items()
     }
-    assert verdicts == dict.fromkeys(["B1", "B1bos", "B2", "B3", "B4a", "B4b"], "reproduced") | {"B5": "refuted"}
+    assert verdicts == dict.fromkeys(["B1", "B1token", "B1bos", "B2", "B3", "B4a", "B4b"], "reproduced") | {
+        "B5": "refuted"
+    }
 
 
 def batch_world(cfg: RunConfig) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from saebench.checks import InputError
@@ -26,7 +26,7 @@ from saebench.data import TokenStore
 from saebench.lm import LM
 from saebench.progress import Progress, say
 from saebench.saes.base import Stats
-from saebench.store import key_of, read_json, stage, write_json
+from saebench.store import fault_of, key_of, read_json, stage, write_json, write_tensors
 
 NUMERICS = 1  # raised by hand when the activations of an unchanged config change
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -86,9 +86,16 @@ class DiskShards(Shards):
     def __init__(self, cfg: DataConfig, store: TokenStore, lm: Callable[[], LM], batch: int, path: Path) -> None:
         super().__init__(cfg, store, lm, batch)
         self.path = path
+        self.files: dict[str, dict[str, Any]] = read_json(path / "done.json")["files"]
+        self.checked: set[int] = set()  # shards whose checksum was compared in this process
 
     def read(self, i: int, progress: Progress | None = None) -> Shard:
-        tensors = load_file(shard_file(self.path, i))
+        path = shard_file(self.path, i)
+        fault = fault_of(path, self.files[path.name], deep=i not in self.checked)
+        if fault:
+            raise InputError(f"{path}: {fault}; `saebench verify --repair OUTPUTS` lets that file alone be made again")
+        self.checked.add(i)
+        tensors = load_file(path)
         return self.shard(i, tensors["x"], tensors["tokens"].long(), tensors["documents"].long())
 
 
@@ -142,10 +149,8 @@ def write_cache(partial: Path, shards: Shards, d_in: int) -> None:
     with Progress(len(shards.order) * seq_len, "tokens", "caching activations", start=done) as progress:
         for i in left:
             shard = shards.read(i, progress)
-            part = shard_file(partial, i).with_suffix(".part")
             tensors = {"x": shard.x, "tokens": shard.tokens.int(), "documents": shard.documents.int()}
-            save_file(tensors | {"special": shards.store.special(shard.tokens)}, part)
-            part.rename(shard_file(partial, i))
+            write_tensors(shard_file(partial, i), tensors | {"special": shards.store.special(shard.tokens)})
     write_json(partial / "manifest.json", {"shards": len(shards), "blocks": len(shards.order), "d_in": d_in})
 
 
@@ -201,7 +206,7 @@ def write_stats(partial: Path, shards: Shards) -> None:
     norms = torch.linalg.vector_norm(x, dim=1).sort().values  # [rows]
     quantiles = {str(q): float(norms[round(q * (len(norms) - 1))]) for q in QUANTILES}
     outlier_norm = shards.cfg.outlier_norm * quantiles["0.5"]
-    save_file({"mean": mean, "variance": variance}, partial / "stats.safetensors")
+    write_tensors(partial / "stats.safetensors", {"mean": mean, "variance": variance})
     summary = {
         "scale": float(variance.mean().sqrt()),
         "norm_quantiles": quantiles,

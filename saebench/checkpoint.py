@@ -15,12 +15,12 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from saebench.checks import InputError
 from saebench.member import Member
 from saebench.progress import say
-from saebench.store import checksum, read_json, write_json
+from saebench.store import checksum, read_json, write_json, write_tensors
 
 KEPT = 2
 FAILED = "failed.json"  # says why a run stopped; its last good checkpoint stays beside it
@@ -33,12 +33,10 @@ def save_checkpoint(member: Member, folder: Path) -> None:
     if not all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point()):
         return
     path = folder / f"step-{member.done:09d}.safetensors"
-    part = path.with_suffix(".part")
-    save_file(tensors, part)
-    with part.open("rb") as file:
+    write_tensors(path, tensors)
+    with path.open("rb") as file:
         os.fsync(file.fileno())
-    record["sha256"] = checksum(part)
-    os.replace(part, path)
+    record["sha256"] = checksum(path)
     write_json(path.with_suffix(".json"), record)
     for old in checkpoints(folder)[KEPT:]:
         remove(old)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from saebench import textfiles
 from saebench.checks import InputError, require
 from saebench.config import DataConfig
 from saebench.progress import Progress
-from saebench.store import key_of, read_json, stage, write_json
+from saebench.store import key_of, read_json, stage, write_json, write_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -260,7 +259,8 @@ class Packer:
         self.at = end
         if end == self.tokens.size:
             name = shard_name(self.split, len(self.shards))
-            save_file({"tokens": self.tokens, "documents": self.documents}, self.folder / name)
+            arrays = {"tokens": self.tokens, "documents": self.documents}
+            write_tensors(self.folder / name, {key: torch.from_numpy(array) for key, array in arrays.items()})
             self.shards.append(len(self.tokens))
             self.open_shard()
 

@@ -11,10 +11,11 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from saebench.sparse import SparseLatents
+from saebench.store import write_tensors
 
 
 class Dissimilarities:
@@ -78,7 +79,7 @@ class Gram:
 def save_gram(path: Path, gram: Gram, typical: Tensor) -> None:
     """Write a Gram (inner products in float32) with the mask [n] of the tokens of typical norm."""
     tensors = {"inner": gram.inner.float(), "total": gram.total, "typical": typical, "d_sae": torch.tensor(gram.d_sae)}
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
+    write_tensors(path, {name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
 
 
 def load_gram(path: Path) -> tuple[Gram, Tensor]:

@@ -6,6 +6,7 @@ left there for equal inputs), writes done.json with inputs, checksums and versio
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -57,6 +58,30 @@ def checksum(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def fault_of(path: Path, record: dict[str, Any], deep: bool = True) -> str:
+    """How a file differs from its record in done.json (bytes and sha256), or nothing; only in size unless `deep`."""
+    if not path.is_file():
+        return "is missing"
+    size = path.stat().st_size
+    if size != record["bytes"]:
+        return f"has {size:,} bytes, not the {record['bytes']:,} that were written"
+    return "is not what was written (its checksum differs)" if deep and checksum(path) != record["sha256"] else ""
+
+
+def write_tensors(path: Path, tensors: dict[str, Any]) -> None:
+    """Write torch tensors as safetensors, so that `path` holds either nothing or all. Raises OSError as other writing does."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    part = path.with_name(path.name + ".part")
+    try:
+        save_file(tensors, part)
+    except SafetensorError as error:
+        code = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
+        raise OSError(code, os.strerror(code), str(part)) from error
+    os.replace(part, path)
 
 
 def versions() -> dict[str, str]:

@@ -14,7 +14,7 @@ FLOORS = [
     {"config"},
     {"progress", "pythondocs", "assets"},
     {"store", "kernels", "memory", "metrics", "schedules", "textfiles"},
-    {"sparse", "optim", "finished"},
+    {"sparse", "optim", "finished", "verify"},
     {"nested", "select", "similarity", "runs", "data", "lm", "tables", "tails", "levels"},
     {"saes", "splice", "figures", "laws", "claims", "seeds", "choose", "frontier"},
     {"activations", "views", "member", "compose"},

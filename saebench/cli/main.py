@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -217,6 +218,23 @@ def reach(
 
 
 @app.command()
+def verify(
+    outputs: Outputs = Path("outputs"),
+    repair: Annotated[bool, typer.Option("--repair", help="Remove what is damaged, so that it is made again")] = False,
+) -> None:
+    """Compare everything finished with its checksums, and name what is damaged; of a cache only the damaged shards go."""
+    from saebench.verify import verify
+
+    found = verify(outputs, repair)
+    for damage in found:
+        print(damage)
+    print(f"{len(found)} files are damaged" if found else "everything is as it was written")
+    if found:
+        done = "removed; the command that made them makes them again" if repair else "--repair removes them"
+        raise InputError(f"outputs={outputs}: {len(found)} damaged files; {done}")
+
+
+@app.command()
 def config(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
     """Print the configuration that the overrides make, and stop."""
     from omegaconf import OmegaConf
@@ -235,6 +253,15 @@ def as_number(key: str, text: str) -> float:
         raise InputError(f"{key}={text}: is not a number") from None
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def told(error: OSError) -> str:
+    """What a disk that takes no more means."""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror}; nothing finished is lost: make space, and the same command goes on from here"
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one line on standard error and exit code 2."""
     try:
@@ -243,6 +270,11 @@ def main() -> None:
         if os.environ.get("SAEBENCH_TRACEBACK"):
             raise
         print(f"saebench: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in FULL or os.environ.get("SAEBENCH_TRACEBACK"):
+            raise
+        print(f"saebench: {told(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("saebench: stopped; the same command goes on from here", file=sys.stderr)

@@ -6,18 +6,18 @@ import dataclasses
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from saebench.checks import InputError
 from saebench.sae_configs import SAE_VARIANTS
 from saebench.saes import SAE, Stats, build
-from saebench.store import read_json, write_json
+from saebench.store import read_json, write_json, write_tensors
 
 
 def save_sae(sae: SAE, folder: Path) -> None:
     """Write sae.safetensors (W_enc [d_in, d_sae], W_dec [d_sae, d_in], b_enc, b_dec, centre, scale, ...) and sae.json."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in sae.state_dict().items()}
-    save_file(tensors, folder / "sae.safetensors")
+    write_tensors(folder / "sae.safetensors", tensors)
     write_json(folder / "sae.json", sae.describe())
 
 

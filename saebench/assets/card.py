@@ -50,7 +50,7 @@ each after the special token: three batches in four of {block} tokens, the fourt
 torch, machine and number of threads give the same weights; a change of any of them gives others.
 
 The text is the documentation of Python, copyright Python Software Foundation, under the PSF licence; it is read from
-the Python that runs and is not part of this folder. The weights are under the project's licence, Apache-2.0.
+the Python that runs and is not part of this folder. The weights are under the project's licence, MIT.
 """
 
 

@@ -129,12 +129,12 @@ class Member:
             tensors["dead"] = self.dead
         if self.sae.generator is not None:
             tensors["generator"] = self.sae.generator.get_state()
-        record = {
+        record: dict[str, Any] = {
             "step": self.done,
             "adam_steps": self.optimizer.steps,
             "seconds": self.watch.seconds(),
-            "log": self.log,
         }
+        record["log"] = [list(row.items()) for row in self.log]  # pairs, as JSON objects are written in another order
         return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}, record
 
     def restore(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
@@ -150,7 +150,7 @@ class Member:
         self.dead = tensors["dead"].to(self.device) if "dead" in tensors else None
         if self.sae.generator is not None:
             self.sae.generator.set_state(tensors["generator"])
-        self.done, self.log = record["step"], record["log"]
+        self.done, self.log = record["step"], [dict(row) for row in record["log"]]
         self.optimizer.steps, self.watch.total = record["adam_steps"], record["seconds"]
 
 

@@ -43,7 +43,17 @@ CAPTION = (
 NAMED = {"sae.name", "model.name", "model.layer", "model.site", "data.name", "sae.d_sae", "sae.k", "sae.target_l0"}
 ASKED = ("sizes", "rules", "orders", "scale_k", "budgets", "cross", "ce_views", "logit_chunk")  # which rows, not what
 WITHOUT_EFFECT = {  # on any one row of metrics.csv
-    *("seed", "train.order_seed", "device", "compile", "outputs", "cache", "train.log_every", "sae.prefix_shares"),
+    *(
+        "seed",
+        "train.order_seed",
+        "device",
+        "compile",
+        "checkpoint",
+        "outputs",
+        "cache",
+        "train.log_every",
+        "sae.prefix_shares",
+    ),
     *("experiment", *(f"experiment.{key}" for key in ("name", "grids", "claims", "lr_factors"))),
     *(f"evaluate.{key}" for key in ASKED),
 }

@@ -60,7 +60,7 @@ def member(cfg: RunConfig) -> Member:
 def bits(one: Member) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """The state but for times."""
     tensors, record = one.state()
-    return tensors, [{key: value for key, value in row.items() if key not in TIMES} for row in record["log"]]
+    return tensors, [{key: value for key, value in row if key not in TIMES} for row in record["log"]]
 
 
 def same(left: Member, right: Member) -> bool:
@@ -228,6 +228,8 @@ def test_a_run_that_is_stopped_goes_on_and_leaves_no_checkpoint(
     assert [path.name for path in checkpoints(unfinished)] == ["step-000000040.json"]
     (found,) = pipeline.run(configs[1:])
     assert whole_run(found) == whole_run(wanted)
+    heads = [(run / "train.csv").read_text().partition("\n")[0] for run in (found, wanted)]
+    assert heads[0] == heads[1]
     assert not unfinished.exists()
     assert list(found.glob("step-*")) == []
 

@@ -719,3 +719,11 @@ def test_the_command_names_what_is_wrong(
     error = capsys.readouterr().err.strip()
     assert "\n" not in error
     assert message in error
+
+
+def test_how_often_checkpoints_are_written_does_not_matter(tmp_path: Path) -> None:
+    configs = sweep(tmp_path, "sae=topk,matryoshka", "sae.k=8", "seed=0,1,2")
+    write_runs(configs, levels(matryoshka=0.1, topk=0.2))
+    for cfg in configs:
+        cfg.checkpoint = 7.0
+    assert verdict_on(configs).verdict.verdict == "reproduced"

@@ -31,6 +31,7 @@ RUN_COLUMNS = {  # column of metrics.csv: config key
 FREE = (
     "device",
     "compile",
+    "checkpoint",
     "outputs",
     "cache",
     "experiment",

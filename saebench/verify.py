@@ -44,15 +44,18 @@ def verify(outputs: Path, repair: bool = False) -> list[Damage]:
                 found += [Damage(stage, name, what)] if what else []
                 progress.advance(int(record["bytes"]))
     if repair:
-        for stage in {damage.stage for damage in found}:
-            mend(stage, [damage.name for damage in found if damage.stage == stage])
+        for stage in sorted({damage.stage for damage in found}):  # a run before its evaluations, which go with it
+            if stage.exists():
+                mend(stage, [damage.name for damage in found if damage.stage == stage])
     return found
 
 
 def files_of(stage: Path) -> dict[str, dict[str, Any]] | None:
-    """The files that a stage's done.json names, with their bytes and checksums; None if it cannot be read."""
+    """The files that a done.json names, with bytes and checksums; None if it cannot be read or points elsewhere."""
     try:
         files = read_json(stage / "done.json")["files"]
+        if not all((stage / name).resolve().is_relative_to(stage.resolve()) for name in files):
+            return None
         return {str(name): {"bytes": int(r["bytes"]), "sha256": str(r["sha256"])} for name, r in files.items()}
     except (InputError, KeyError, TypeError, ValueError, AttributeError):
         return None

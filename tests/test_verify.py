@@ -107,6 +107,27 @@ def test_a_manifest_that_lists_nothing_usable_is_named(outputs: Path) -> None:
     ]
 
 
+def test_a_manifest_that_points_elsewhere_removes_nothing_there(outputs: Path) -> None:
+    (cache,) = (path.parent for path in outputs.rglob("manifest.json"))
+    other = outputs.parent / "precious.txt"
+    other.write_text("mine")
+    record = json.loads((cache / "done.json").read_text())
+    record["files"]["../../../precious.txt"] = {"bytes": 1, "sha256": ""}
+    (cache / "done.json").write_text(json.dumps(record))
+    assert [damage.name for damage in verify(outputs, repair=True)] == ["done.json"]
+    assert other.read_text() == "mine"
+
+
+def test_a_run_and_its_evaluation_damaged_together_are_made_again(outputs: Path) -> None:
+    (run,) = (outputs / "runs").iterdir()
+    wanted = whole_run(run)
+    flip(run / "sae.safetensors")
+    flip(next((run / "evaluations").rglob("metrics.csv")))
+    assert len(verify(outputs, repair=True)) == 2
+    assert not run.exists()
+    assert whole_run(again(outputs)) == wanted
+
+
 def saebench(*arguments: str, **given: str) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own."""
     command = [sys.executable, "-m", "saebench", *arguments]
@@ -120,6 +141,9 @@ def test_the_command_names_damage_with_exit_code_2(outputs: Path) -> None:
     assert done.returncode == 2
     assert "sae.safetensors: is not what was written (its checksum differs)" in done.stdout
     assert "--repair" in done.stderr.splitlines()[-1]
+    mended = saebench("verify", "--repair", str(outputs))
+    assert mended.returncode == 0
+    assert "1 damaged files were removed" in mended.stdout
 
 
 @pytest.fixture

@@ -228,10 +228,14 @@ def verify(
     found = verify(outputs, repair)
     for damage in found:
         print(damage)
-    print(f"{len(found)} files are damaged" if found else "everything is as it was written")
-    if found:
-        done = "removed; the command that made them makes them again" if repair else "--repair removes them"
-        raise InputError(f"outputs={outputs}: {len(found)} damaged files; {done}")
+    if not found:
+        print("everything is as it was written")
+    elif repair:
+        print(f"{len(found)} damaged files were removed; the command that made them makes them again")
+    else:
+        raise InputError(
+            f"outputs={outputs}: {len(found)} damaged files; `saebench verify --repair {outputs}` removes them"
+        )
 
 
 @app.command()

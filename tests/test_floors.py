@@ -22,7 +22,7 @@ FLOORS = [
     {"recapture"},
     {"evaluate"},
     {"pipeline"},
-    {"calibrate", "search"},
+    {"calibrate", "search", "interpret"},
     {"reach"},
     {"plan"},
     {"cli", "assets.build"},

@@ -19,6 +19,7 @@ from saebench.schedules import lr_factor, sparsity_factor
 
 DEAD_EVERY = 16  # steps between looks at which latents are dead
 TWINS = ("W_enc", "W_dec")  # parameters with a bfloat16 copy in mixed precision
+BY_LATENT = ("W_enc", "b_enc", "W_dec")  # parameters whose rows (slot.rows) belong to latents
 
 
 class Pending(NamedTuple):
@@ -74,9 +75,12 @@ class Member:
                 step = step._replace(loss=step.loss + self.sae.aux_backward(seen, step.x_hat, self.dead))
         self.update()
         self.since_fired = torch.where(step.fired, 0, self.since_fired + len(x))
-        if self.done % DEAD_EVERY == 0:
-            self.silent = Late(self.since_fired >= self.cfg.sae.dead_tokens)
         self.done += 1
+        order = self.sae.order_after(self.done)
+        if order is not None:
+            self.reorder(order)
+        if (self.done - 1) % DEAD_EVERY == 0:
+            self.silent = Late(self.since_fired >= self.cfg.sae.dead_tokens)
         if self.done % self.cfg.train.log_every == 0 or self.done == self.steps:
             self.record(seen, step)
 
@@ -88,6 +92,19 @@ class Member:
             torch.nn.utils.clip_grad_norm_(self.sae.parameters(), self.cfg.train.clip)
         self.optimizer.step(self.lr * lr_factor(self.cfg.train, self.done, self.steps))
         self.sae.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def reorder(self, order: Tensor) -> None:
+        """Put the latents, with all that is kept of each, into the order [d_sae]."""
+        self.since_fired = self.since_fired[order]
+        if self.dead is not None:
+            places = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
+            self.dead = places[self.dead].sort().values
+        for name in BY_LATENT:
+            slot = self.optimizer.slots[name]
+            kept = [slot.rows(slot.parameter.data), slot.mean, slot.square]
+            for rows in kept + ([slot.rows(self.sae.copies[name])] if name in self.sae.copies else []):
+                rows.copy_(rows[order])
 
     @torch.no_grad()
     def record(self, x: Tensor, step: Step) -> None:

@@ -64,7 +64,10 @@ def transposed_sum(table: Tensor, rows: Tensor, offsets: Tensor, values: Tensor)
 
 
 class NestedLoss(NamedTuple):
-    """`loss` [] with gradients; `levels` [L], the unweighted mean of |x - x_hat_l|^2; `x_hat` [rows, d_in] of the last level."""
+    """`loss` [] with gradients; `levels`, shaped as the weights, the unweighted means of |x - x_hat_l|^2; `x_hat` [rows, d_in]
+
+    of the last level.
+    """
 
     loss: Tensor
     levels: Tensor
@@ -72,7 +75,7 @@ class NestedLoss(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What one sweep finds: `levels` [L], `x_hat` [rows, d_in], and the weighted loss's gradients."""
+    """What one sweep finds: `levels` [G, L], `x_hat` [rows, d_in], and the weighted loss's gradients."""
 
     levels: Tensor
     x_hat: Tensor
@@ -90,10 +93,11 @@ class _Nested(torch.autograd.Function):
         weights: Tensor, table: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         sweep = kernel_sweep if kernels.usable(x) else torch_sweep
-        parts = sweep(values, table, b_dec, x, latents, segments, weights)
+        parts = sweep(values, table, b_dec, x, latents, segments, weights.reshape(-1, weights.shape[-1]))
+        levels = parts.levels.view(weights.shape)
         ctx.save_for_backward(*parts[2:])
-        ctx.mark_non_differentiable(parts.levels, parts.x_hat)
-        return (parts.levels * weights).sum(), parts.levels, parts.x_hat
+        ctx.mark_non_differentiable(levels, parts.x_hat)
+        return (levels * weights).sum(), levels, parts.x_hat
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -107,14 +111,14 @@ def torch_sweep(
     values: Tensor, W_dec: Tensor, b_dec: Tensor, x: Tensor, latents: SparseLatents, segments: Tensor, weights: Tensor
 ) -> Parts:
     """The loss's parts in plain torch, over column chunks of at most MAX_LEVEL_ELEMENTS residuals."""
-    (rows, d_in), n_levels = x.shape, len(weights)
+    (rows, d_in), (groups, n_levels) = x.shape, weights.shape
     plan = level_plan(latents, segments, n_levels)
-    scale = [float(w) for w in (weights * (-2.0 / rows)).tolist()]
+    scale: list[list[float]] = (weights * (-2.0 * groups / rows)).tolist()
     by = latents.by_latent
     signed = values[by.order]  # [nnz] by latent
-    squares = [0.0] * n_levels
+    squares = [[0.0] * n_levels for _ in range(groups)]
     parts = Parts(
-        x.new_empty(n_levels), torch.empty_like(x), torch.zeros_like(values), x.new_empty(W_dec.shape), x.new_empty(d_in)
+        x.new_empty(groups, n_levels), torch.empty_like(x), torch.zeros_like(values), x.new_empty(W_dec.shape), x.new_empty(d_in)
     )  # fmt: skip
     width = max(1, min(d_in, MAX_LEVEL_ELEMENTS // max(1, rows * n_levels)))
     for start in range(0, d_in, width):
@@ -126,7 +130,7 @@ def torch_sweep(
         parts.values.add_(bag_dot(slopes, plan.bags, table, by.latents, by.offsets))
         parts.W_dec[:, c] = bag_sum(slopes, plan.bags, by.offsets, signed)
         parts.b_dec[c] = slopes[:rows].sum(0)
-    levels = parts.levels.copy_(torch.tensor(squares, dtype=torch.float64)).div_(rows)
+    levels = parts.levels.copy_(torch.tensor(squares, dtype=torch.float64)).div_(rows // groups)
     return parts._replace(levels=levels, values=torch.empty_like(values).index_copy_(0, by.order, parts.values))
 
 
@@ -158,21 +162,31 @@ def level_plan(latents: SparseLatents, segments: Tensor, n_levels: int) -> Level
 
 
 def level_slopes(
-    residual: Tensor, table: Tensor, values: Tensor, plan: LevelPlan, scale: list[float], squares: list[float]
+    residual: Tensor,
+    table: Tensor,
+    values: Tensor,
+    plan: LevelPlan,
+    scale: list[list[float]],
+    squares: list[list[float]],
 ) -> Tensor:
-    """The loss's gradient in each level's increment, sum over l' >= l of scale[l'] * r_l': [L * rows, width].
+    """The loss's gradient in each level's increment, sum over l' >= l of scale[g][l'] * r_l': [L * rows, width].
 
-    `residual` [rows, width] is the last level's and is overwritten; each level's squared sum is added to `squares`. From the
-    last level down, the residual of the level before is this one's plus this one's increment.
+    `residual` [rows, width] is the last level's and is overwritten; the squared sum of each group g of rows at each level is
+    added to `squares` [G][L]. From the last level down, the residual of the level before is this one's plus this one's increment.
     """
+    parts = residual.chunk(len(scale))  # of each group
     if plan.entries is None:
-        squares[0] += float(residual.reshape(-1).dot(residual.reshape(-1)))
-        return residual.mul_(scale[0])
+        for part, factors, sums in zip(parts, scale, squares, strict=True):
+            sums[0] += float(part.reshape(-1).dot(part.reshape(-1)))
+            part.mul_(factors[0])
+        return residual
     steps = bag_sum(table, plan.indices, plan.offsets, values[plan.entries]).view(plan.n_levels, *residual.shape)
     slope = torch.zeros_like(residual)
+    slopes = slope.chunk(len(scale))
     for level in reversed(range(plan.n_levels)):
-        squares[level] += float(residual.reshape(-1).dot(residual.reshape(-1)))
-        slope.add_(residual, alpha=scale[level])
+        for part, target, factors, sums in zip(parts, slopes, scale, squares, strict=True):
+            sums[level] += float(part.reshape(-1).dot(part.reshape(-1)))
+            target.add_(part, alpha=factors[level])
         residual.add_(steps[level])
         steps[level] = slope
     return steps.reshape(-1, residual.shape[1])
@@ -197,12 +211,18 @@ def nested_loss(
     """sum_l weights[l] * mean over rows of |x - x_hat_l|^2, x_hat_l = b_dec + the sum of the row's entries up to level l.
 
     segments [rows * L + 1] cuts each row's entries into L levels (empty ones are allowed), weights [L], W_dec [d_sae, d_in],
-    b_dec [d_in], x [rows, d_in] (no gradient flows to x). One level is the plain squared error; levels by dictionary prefix
+    b_dec [d_in], x [rows, d_in] (no gradient flows to x). With weights [G, L] the rows are G groups of equal size, one after
+    another, and the loss is the sum over groups of the above, each with its own weights and mean.
+    One level is the plain squared error; levels by dictionary prefix
     give Matryoshka's loss, levels by activation rank HierarchicalTopK's. Memory beyond W_dec's gradient is
     O(rows * L * column chunk); sums run in a fixed order, so the result is deterministic. `table`, if given, is a copy of
     W_dec in another precision to compute with (mixed precision: bfloat16 in, float32 sums and gradients).
     """
-    assert len(segments) == latents.rows * len(weights) + 1, "segments must cut every row into len(weights) levels"
+    groups, n_levels = weights.numel() // weights.shape[-1], weights.shape[-1]
+    assert len(segments) == latents.rows * n_levels + 1, (
+        "segments must cut every row into as many levels as have weights"
+    )
+    assert latents.rows % groups == 0, "groups of rows must be of equal size"
     table = W_dec.detach() if table is None else table
     result = _Nested.apply(latents.values, W_dec, b_dec, x.detach(), latents, segments, weights, table)
     return NestedLoss(*result)  # pyright: ignore[reportGeneralTypeIssues]
@@ -212,10 +232,11 @@ def nested_loss_reference(
     latents: SparseLatents, segments: Tensor, weights: Tensor, W_dec: Tensor, b_dec: Tensor, x: Tensor
 ) -> NestedLoss:
     """nested_loss written as its definition, with autograd's gradients and [nnz, d_in] memory; what tests compare against."""
-    n_levels = len(weights)
+    n_levels = weights.shape[-1]
     bags = bag_of_entry(segments, len(latents.values))
     parts = latents.values.unsqueeze(1) * W_dec[latents.indices]  # [nnz, d_in]
     steps = parts.new_zeros(latents.rows * n_levels, x.shape[1]).index_add(0, bags, parts)
     x_hat = b_dec + steps.view(latents.rows, n_levels, -1).cumsum(1)  # [rows, L, d_in]
-    levels = (x.detach().unsqueeze(1) - x_hat).square().sum(2).mean(0)  # [L]
+    errors = (x.detach().unsqueeze(1) - x_hat).square().sum(2)  # [rows, L]
+    levels = errors.view(weights.numel() // n_levels, -1, n_levels).mean(1).view(weights.shape)
     return NestedLoss((levels * weights).sum(), levels.detach(), x_hat[:, -1].detach())

@@ -5,10 +5,11 @@ It stands apart from the code because that imports torch, and a wrong key is to 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
-from saebench.checks import at_least, one_of, require, share
+from saebench.checks import InputError, at_least, one_of, require, share
 
 
 @dataclass
@@ -137,11 +138,28 @@ class HierarchicalConfig(SAEConfig):
 
     k: int  # the largest budget K
     budgets: str  # all: 1..K; powers: 1, 2, 4, ... K; or numbers parted by commas, ending at K
+    weights: str  # of the budgets: equal; relative: 1 / the view's running error; or numbers parted by commas
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_k(self)
         self.budget_list()
+        self.weight_list()
+
+    def weight_list(self) -> list[float]:
+        """The weights of the budgets, of mean 1; for `relative` those it starts from. Raises InputError for anything else."""
+        n = len(self.budget_list())
+        if self.weights in ("equal", "relative"):
+            return [1.0] * n
+        given = f"sae.weights={self.weights}"
+        try:
+            numbers = [float(p) for p in self.weights.split(",")]
+        except ValueError:
+            raise InputError(f"{given}: give equal, relative or numbers parted by commas") from None
+        require(len(numbers) == n, f"{given}: {len(numbers)} weights for {n} budgets; give one for each")
+        usable = all(math.isfinite(w) and w >= 0 for w in numbers) and sum(numbers) > 0
+        require(usable, f"{given}: weights must be finite and not negative, and one of them positive")
+        return [w * n / sum(numbers) for w in numbers]
 
     def budget_list(self) -> list[int]:
         """The set J of budgets, rising, ending at k. Raises InputError for anything else."""
@@ -167,10 +185,16 @@ class LatticeConfig(HierarchicalConfig):
     per_step: int  # prefixes of a step, d_sae among them
     selection: str  # token: j latents for each token; batch: n * j for the n tokens of a batch
     threshold_decay: float  # of the running mean of the batch's smallest kept activation, for selection batch
+    sort_every: int  # steps between sorting latents by energy E[z^2], so that prefixes hold the largest; 0: never
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_prefixes(self)
+        at_least("sae.sort_every", self.sort_every, 0)
+        require(
+            self.weights != "relative" or self.prefix_sampling == "fixed",
+            f"sae.weights=relative: needs views that come again; use sae.prefix_sampling=fixed, not {self.prefix_sampling}",
+        )
         one_of("sae.selection", self.selection, ("token", "batch"))
         share("sae.threshold_decay", self.threshold_decay)
         at_least("sae.per_step", self.per_step, 1)

@@ -46,7 +46,7 @@ def bag_cases(table: str) -> list[Case]:
 def nested_cases(table: str) -> list[Case]:
     """The nested loss with one level and with several."""
     after = f"*fp64 *{table} *fp32 *fp32 *fp32 *{table} *fp32 *fp32 *fp32 i32:16 i32:16 i32:16 i32 i32:16 i32:16"
-    one, levels = f"*fp32 *i64 *i64 none {after} one", f"*fp32 *i64 *i64 *i64 {after} i32"
+    one, levels = f"*fp32 *i64 *i64 none {after} one i32:16", f"*fp32 *i64 *i64 *i64 {after} i32 i32:16"
     return [
         Case(f"one_level {table}", nested.one_level_kernel, one, nested.ONE_LEVEL.options()),
         Case(f"levels {table}", nested.levels_kernel, levels, nested.LEVELS.options()),

@@ -68,10 +68,13 @@ def run_nested(
     )
 
 
-def check_nested(shape: tuple[int, int, int, int], n_levels: int, limit: int, dtype: torch.dtype) -> None:
+def check_nested(
+    shape: tuple[int, int, int, int], n_levels: int, limit: int, dtype: torch.dtype, groups: int = 1
+) -> None:
     rows, d_in, d_sae, k = shape
     latents = ragged(rows, d_sae, k, seed=d_in)
-    segments, weights = cut(latents, n_levels, seed=1), torch.linspace(0.5, 1.5, n_levels, dtype=torch.float64)
+    segments, weights = cut(latents, n_levels, seed=1), torch.linspace(0.5, 1.5, groups * n_levels, dtype=torch.float64)
+    weights = weights.view(groups, n_levels)
     g = torch.Generator().manual_seed(rows)
     sizes = ((d_sae, d_in), (d_in,), (rows, d_in))
     tensors = [torch.randn(size, generator=g).to(dtype).double() for size in sizes]  # W_dec, b_dec, x
@@ -89,12 +92,13 @@ def check_nested(shape: tuple[int, int, int, int], n_levels: int, limit: int, dt
 
 
 def nested_loss() -> None:
-    """One level, some levels, as many as entries and more; ragged and empty rows; columns whole and in chunks of 16."""
+    """One level, some levels, as many as entries and more; ragged and empty rows; columns whole and in chunks; groups."""
     for shape, n_levels in product(SHAPES, (1, 2, 7)):
         check_nested(shape, n_levels, EVERY, torch.float32)
     for n_levels in (1, 6):
         check_nested((2, 33, 9, 7), n_levels, 1, torch.float32)
         check_nested((3, 33, 17, 5), n_levels, EVERY, torch.bfloat16)
+        check_nested((6, 33, 17, 5), n_levels, EVERY, torch.float32, groups=3)
 
 
 def nested_out_of_range() -> None:
@@ -108,7 +112,7 @@ def nested_out_of_range() -> None:
             torch.cat([p.offsets[:-1].repeat_interleave(n_levels), e])
             for p, e in zip((latents, good), ends, strict=True)
         )
-        weights = torch.ones(n_levels)
+        weights = torch.ones(1, n_levels)
         bad = run_nested(latents, bad_at, weights, tensors, EVERY, torch.float32)
         want = run_nested(good, good_at, weights, tensors, EVERY, torch.float32)
         near("x_hat", bad.x_hat, want.x_hat.double())

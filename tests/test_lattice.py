@@ -144,9 +144,87 @@ def test_a_lattice_is_better_at_its_points_than_topk_cut_to_them() -> None:
         ({"per_step": 0}, r"sae\.per_step=0"),
         ({"selection": "global"}, r"sae\.selection=global"),
         ({"prefixes": "[96,96]"}, r"sae\.prefixes=\[96, 96\]: must rise"),
+        ({"sort_every": -1}, r"sae\.sort_every=-1"),
+        ({"weights": "relative", "prefix_sampling": "random"}, r"sae\.weights=relative: needs views that come again"),
+        ({"weights": "'1,2'"}, r"sae\.weights=1,2: 2 weights for 3 budgets"),
+        ({"weights": "'1,x,2'"}, r"sae\.weights=1,x,2: give equal, relative or numbers"),
+        ({"weights": "'0,0,0'"}, r"sae\.weights=0,0,0: weights must be finite"),
         ({"budgets": "'1,3'"}, r"sae\.budgets=1,3: must rise and end at sae\.k=8"),
     ],
 )
 def test_what_makes_no_lattice_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         lattice(**changes)
+
+
+def views_of(sae: Lattice, x: Tensor) -> Tensor:
+    """The mean squared error of each view of an untrained step: [prefixes, budgets]."""
+    acts = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
+    rows = []
+    for m in sae.prefixes:
+        kept = acts[:, :m].topk(min(8, m), dim=1)
+        parts = [
+            torch.zeros_like(acts).scatter(1, kept.indices[:, :j], kept.values[:, :j].relu()) @ sae.W_dec
+            for j in sae.budgets
+        ]
+        rows.append(torch.stack([(x - sae.b_dec - part).square().mean() for part in parts]))
+    return torch.stack(rows)
+
+
+def test_relative_weights_count_every_view_by_its_own_error() -> None:
+    sae = lattice(weights="relative")
+    x = sae.normalise(synthetic(50)).x.double()
+    assert sae.errors is not None
+    sae.errors.copy_(torch.linspace(0.1, 2.0, 12).view(4, 3))
+    running = sae.errors.clone()
+    step = sae.loss(x, 1.0)
+    errors = views_of(sae, x)
+    weights = (1 / running) / (1 / running).sum()
+    torch.testing.assert_close(step.loss, (weights * errors).sum(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(step.errors, errors.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(sae.errors, (0.9 * running + 0.1 * errors).detach(), rtol=1e-12, atol=0)
+    wanted = torch.autograd.grad((weights * errors).sum(), [sae.W_dec, sae.W_enc])
+    torch.testing.assert_close(torch.autograd.grad(step.loss, [sae.W_dec, sae.W_enc]), wanted, rtol=1e-10, atol=1e-13)
+
+
+def test_relative_weights_move_only_the_views_of_the_step() -> None:
+    sae = lattice(weights="relative", per_step=2)
+    assert sae.errors is not None
+    x = sae.normalise(synthetic(50)).x.double()
+    drawn = lattice(weights="relative", per_step=2).draw()  # the same generator: what the step draws
+    sae.loss(x, 0.5)  # k 4: budgets 1, 3 and 4
+    seen = [m in drawn for m in sae.prefixes]
+    assert [bool((row != 1).all()) for row in sae.errors] == seen
+    assert bool((sae.errors[0] == 1).all()) != seen[0]
+
+
+def test_sorting_only_renames_the_latents_of_a_single_dictionary() -> None:
+    """With one prefix no latent's place matters, so the training is the same up to rounding, Adam included."""
+    given = ["sae.prefixes=[96]", "sae.per_step=1", "sae.budgets='1,4'"]
+    plain, ordered = trained("lattice", 40, *given), trained("lattice", 40, *given, "sae.sort_every=8")
+    for before, after in zip(plain.log, ordered.log, strict=True):
+        assert after["loss"] == pytest.approx(before["loss"], rel=1e-4)
+    assert not torch.allclose(plain.sae.W_dec, ordered.sae.W_dec, atol=1e-2)
+    x = synthetic(200, seed=9)
+    torch.testing.assert_close(plain.sae(x), ordered.sae(x), rtol=1e-3, atol=1e-3)
+
+
+def test_all_that_is_kept_of_a_latent_moves_with_it() -> None:
+    member = trained("lattice", 3, "sae.prefixes=[96]", "sae.per_step=1")
+    member.dead = torch.tensor([3, 7])
+    order = torch.randperm(96, generator=torch.Generator().manual_seed(0))
+    slot, encoder = member.optimizer.slots["W_dec"], member.sae.W_enc.detach().clone()
+    before = [member.since_fired.clone(), slot.mean.clone(), slot.square.clone()]
+    member.reorder(order)
+    assert order[member.dead].sort().values.tolist() == [3, 7]
+    assert torch.equal(member.sae.W_enc, encoder[:, order])
+    for kept, old in zip([member.since_fired, slot.mean, slot.square], before, strict=True):
+        assert torch.equal(kept, old[order])
+
+
+def test_sorting_leaves_the_latents_in_order_of_energy() -> None:
+    member = trained("lattice", 16, "sae.prefixes=[24,96]", "sae.per_step=2", "sae.budgets='1,4'", "sae.sort_every=16")
+    energy = member.sae.get_buffer("energy")
+    assert bool((energy.diff() <= 0).all())
+    latents = member.sae.encode(synthetic(2000, seed=3)).dense().square().mean(0)
+    assert float(latents[:24].mean()) > 1.5 * float(latents[24:].mean())

@@ -40,12 +40,18 @@ def random_segments(latents: SparseLatents, n_levels: int) -> Tensor:
 
 
 def graded(
-    function: Callable[..., NestedLoss], e: dict[str, Tensor], latents: SparseLatents, segments: Tensor, scale: float
+    function: Callable[..., NestedLoss],
+    e: dict[str, Tensor],
+    latents: SparseLatents,
+    segments: Tensor,
+    scale: float,
+    groups: int | None = None,
 ) -> tuple[NestedLoss, list[Tensor | None]]:
     """The loss by `function`, and the gradients of `scale` times it in values, W_dec and b_dec."""
     leaves = [t.clone().requires_grad_() for t in (latents.values, e["W_dec"], e["b_dec"])]
     n_levels = (len(segments) - 1) // latents.rows
-    weights = torch.linspace(0.5, 1.5, n_levels, dtype=e["x"].dtype)
+    shape = (n_levels,) if groups is None else (groups, n_levels)
+    weights = torch.linspace(0.5, 1.5, n_levels * (groups or 1), dtype=e["x"].dtype).view(shape)
     result = function(latents.with_values(leaves[0]), segments, weights, leaves[1], leaves[2], e["x"])
     (scale * result.loss).backward()
     return result, [leaf.grad for leaf in leaves]
@@ -66,6 +72,29 @@ def test_nested_loss_equals_its_definition(
         plain, plain_grads = graded(nested_loss_reference, e, latents, segments, scale)
         torch.testing.assert_close(tuple(fast), tuple(plain), rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(fast_grads, plain_grads, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("n_levels", [1, 4])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_groups_of_rows_have_weights_of_their_own(n_levels: int, groups: int) -> None:
+    e = example(6, 5, 11, 3)
+    latents = SparseLatents.from_dense(e["z"])
+    segments = random_segments(latents, n_levels)
+    fast, fast_grads = graded(nested_loss, e, latents, segments, 1.0, groups)
+    plain, plain_grads = graded(nested_loss_reference, e, latents, segments, 1.0, groups)
+    assert fast.levels.shape == (groups, n_levels)
+    torch.testing.assert_close(tuple(fast), tuple(plain), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(fast_grads, plain_grads, rtol=1e-11, atol=1e-11)
+    weights = torch.linspace(0.5, 1.5, n_levels * groups, dtype=torch.float64).view(groups, n_levels)
+    size = 6 // groups
+    apart = 0.0
+    for g in range(groups):
+        dense = {"z": e["z"][g * size :][:size], "x": e["x"][g * size :][:size]}
+        mine = SparseLatents.from_dense(dense["z"])
+        ends = segments[g * size * n_levels : (g + 1) * size * n_levels + 1]
+        part = nested_loss_reference(mine, ends - ends[0], weights[g], e["W_dec"], e["b_dec"], dense["x"])
+        apart += part.loss.item()
+    assert fast.loss.item() == pytest.approx(apart, rel=1e-12)
 
 
 @pytest.mark.parametrize("d_in", [576, 640, 768, 896, 2304])

@@ -227,6 +227,30 @@ def test_random_prefixes_follow_their_law_and_train() -> None:
     assert torch.equal(member.sae.W_dec, trained("matryoshka", 60, "sae.prefix_sampling=random").sae.W_dec)
 
 
+@torch.no_grad()
+def test_hierarchical_weights_are_in_the_proportions_given() -> None:
+    x = synthetic(50)
+    equal, given = (
+        build(sae_config("hierarchical", budgets="'1,2,4'", weights=w), stats_of(x), 0) for w in ("equal", "'3,0,1'")
+    )
+    errors = equal.loss(equal.normalise(x).x, 1.0).errors
+    step = given.loss(given.normalise(x).x, 1.0)
+    assert errors is not None
+    torch.testing.assert_close(step.errors, errors)
+    torch.testing.assert_close(step.loss, 0.75 * errors[0] + 0.25 * errors[2])
+    short = given.loss(given.normalise(x).x, 0.5)  # k 2: budgets 1 and 2
+    torch.testing.assert_close(short.loss, errors[0])
+
+
+def test_hierarchical_relative_weights_follow_the_errors() -> None:
+    member = trained("hierarchical", 60, "sae.budgets='1,2,4'", "sae.weights=relative")
+    x = member.sae.normalise(synthetic(256, seed=60)).x
+    with torch.no_grad():
+        errors = member.sae.loss(x, 1.0).errors
+    assert errors is not None
+    torch.testing.assert_close(member.sae.get_buffer("errors"), errors, rtol=0.15, atol=0)
+
+
 def test_hierarchical_with_one_budget_is_topk() -> None:
     one = trained("hierarchical", 10, "sae.budgets='4'")
     torch.testing.assert_close(one.sae.W_dec, trained("topk", 10).sae.W_dec)  # entries are summed in another order

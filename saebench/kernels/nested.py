@@ -22,7 +22,7 @@ LEVELS = Tiling(4, 256, 1, 160)  # with no limit: 217 registers, and a third few
 
 
 class Nested(NamedTuple):
-    """Unweighted losses `levels` [L], `x_hat` [rows, d_in] of the last level, and the weighted loss's gradients."""
+    """Unweighted losses `levels` [G, L], `x_hat` [rows, d_in] of the last level, and the weighted loss's gradients."""
 
     levels: Tensor
     x_hat: Tensor
@@ -34,10 +34,11 @@ class Nested(NamedTuple):
 @triton.jit(do_not_specialize=["nnz"])
 def one_level_kernel(
     values, indices, segments, bags, slopes, W_dec, b_dec, x, x_hat, S, b_parts, squares, grads, column, end, width, nnz,
-    d_in, d_sae, L, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
+    d_in, d_sae, L, per, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Program (row, columns) where L is 1 and `bags` None: s is the same for every entry of the row."""
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    slopes += row // per * 2  # of the row's group
     here = block * BLOCK_D + tl.arange(0, BLOCK_D)  # columns of the chunk
     cols = column + here
     live = cols < end
@@ -75,10 +76,11 @@ def level_of(bags, entry, low, high, bag, L):
 @triton.jit(do_not_specialize=["nnz"])
 def levels_kernel(
     values, indices, segments, bags, slopes, W_dec, b_dec, x, x_hat, S, b_parts, squares, grads, column, end, width, nnz,
-    d_in, d_sae, L, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
+    d_in, d_sae, L, per, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Program (row, columns) of a loss with L levels; `squares` holds |r|^2 of each row's start, then after each entry."""
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    slopes += row // per * (L + 1)  # of the row's group
     here = block * BLOCK_D + tl.arange(0, BLOCK_D)  # columns of the chunk
     cols = column + here
     live = cols < end
@@ -116,7 +118,7 @@ def levels_kernel(
 
 
 class Inputs(NamedTuple):
-    """What the kernels read: the entries with their `bags` [nnz] (None with one level), running slopes [L + 1], the rest."""
+    """What the kernels read: the entries with their `bags` [nnz] (None with one level), running slopes [G, L + 1], the rest."""
 
     values: Tensor
     indices: Tensor
@@ -148,39 +150,49 @@ def n_squares(inputs: Inputs) -> int:
 def room_for(inputs: Inputs) -> Nested:
     """The results, uninitialised but for the values' gradients, which are zero."""
     d_in, nnz, new = inputs.x.shape[1], len(inputs.values), inputs.slopes.new_empty
-    shapes = ((len(inputs.slopes) - 1,), (nnz,), inputs.W_dec.shape, (d_in,))
+    groups, ends = inputs.slopes.shape
+    shapes = ((groups, ends - 1), (nnz,), inputs.W_dec.shape, (d_in,))
     levels, values, W_dec, b_dec = (new(shape, dtype=torch.float32) for shape in shapes)
     return Nested(levels, torch.empty_like(inputs.x), values.zero_(), W_dec, b_dec)
 
 
 def sweep(inputs: Inputs, x_hat: Tensor, S: Tensor, columns: slice, tiling: Tiling) -> Chunk:
     """Run the kernels over `columns` of x and W_dec, which also fills those of x_hat [rows, d_in], and S [rows * L, width]."""
-    (rows, d_in), nnz, n_levels = x_hat.shape, len(inputs.values), len(inputs.slopes) - 1
+    (rows, d_in), nnz, n_levels = x_hat.shape, len(inputs.values), inputs.slopes.shape[1] - 1
     blocks = triton.cdiv(columns.stop - columns.start, tiling.columns)
     shapes = ((rows, S.shape[1]), (blocks, n_squares(inputs)), (blocks, nnz))
     chunk = Chunk(*(torch.empty(shape, device=S.device, dtype=torch.float32) for shape in shapes))
     kernel = one_level_kernel if n_levels == 1 else levels_kernel
-    sizes = (columns.start, columns.stop, S.shape[1], nnz, d_in, len(inputs.W_dec), n_levels)
+    sizes = (
+        columns.start,
+        columns.stop,
+        S.shape[1],
+        nnz,
+        d_in,
+        len(inputs.W_dec),
+        n_levels,
+        rows // len(inputs.slopes),
+    )
     with torch.cuda.device_of(S):
         kernel[rows, blocks](*inputs, x_hat, S, *chunk, *sizes, **tiling.options())
     return chunk
 
 
-def level_losses(squares: Tensor, segments: Tensor, rows: int, n_levels: int) -> Tensor:
-    """[L]: the mean over rows of |r_l|^2, from a Chunk's squares summed over all columns."""
+def level_losses(squares: Tensor, segments: Tensor, rows: int, groups: int, n_levels: int) -> Tensor:
+    """[G, L]: the mean over a group's rows of |r_l|^2, from a Chunk's squares summed over all columns."""
     if n_levels == 1:
-        return squares.sum(0, keepdim=True) / rows
+        return squares.view(groups, -1).mean(1, keepdim=True)
     ends = segments[1:].view(rows, n_levels)
     starts = segments[:-1].view(rows, n_levels)[:, :1]  # [rows, 1]
     row = torch.arange(rows, device=segments.device).unsqueeze(1)
     at = torch.where(ends > starts, ends + (rows - 1), row).clamp_(0, len(squares) - 1)  # [rows, L]
-    return squares[at].sum(0) / rows
+    return squares[at].view(groups, -1, n_levels).mean(1)
 
 
 def running_slopes(weights: Tensor, rows: int) -> Tensor:
-    """[L + 1]: running sums, from 0, of the levels' slopes -2 weights[l] / rows, in float64."""
-    slopes = weights.double().cumsum(0) * (-2.0 / rows)
-    return torch.cat([slopes.new_zeros(1), slopes])
+    """[G, L + 1]: running sums, from 0, of each group's slopes -2 weights[g, l] / its rows, in float64."""
+    slopes = weights.double().cumsum(1) * (-2.0 * len(weights) / rows)
+    return torch.cat([slopes.new_zeros(len(weights), 1), slopes], 1)
 
 
 def fit(tiling: Tiling, d_in: int, bags: int, max_elements: int) -> tuple[Tiling, list[slice]]:
@@ -198,12 +210,13 @@ def nested(
 ) -> Nested:  # fmt: skip
     """sum_l weights[l] * mean over rows of |x - x_hat_l|^2, x_hat_l = b_dec + the sum of the row's entries up to level l.
 
-    values, indices [nnz]; segments [rows * L + 1] cuts the entries into bags row * L + level; weights [L]; W_dec [d_sae, d_in]
-    float32 or bfloat16; b_dec [d_in]; x [rows, d_in]; order [nnz] lists the entries by latent, by_latent_offsets [d_sae + 1]
-    each latent's run in it, bags_by_latent [nnz] their bags. The gradients are float32, those of the loss itself. Only S,
-    kept in W_dec's dtype, is of size rows * L * columns, and holds at most max_elements (but at least 16 columns).
+    values, indices [nnz]; segments [rows * L + 1] cuts the entries into bags row * L + level; weights [G, L] for G equal groups
+    of rows (see `saebench.nested.nested_loss`); W_dec [d_sae, d_in] float32 or bfloat16; b_dec [d_in]; x [rows, d_in]; order
+    [nnz] lists the entries by latent, by_latent_offsets [d_sae + 1] each latent's run in it, bags_by_latent [nnz] their bags.
+    The gradients are float32, those of the loss itself. Only S, kept in W_dec's dtype, is of size rows * L * columns, and
+    holds at most max_elements (but at least 16 columns).
     """
-    (rows, d_in), n_levels, x, W_dec = x.shape, len(weights), x.contiguous(), W_dec.contiguous()
+    (rows, d_in), (groups, n_levels), x, W_dec = x.shape, weights.shape, x.contiguous(), W_dec.contiguous()
     default = ONE_LEVEL if n_levels == 1 else LEVELS
     tiling, chunks = fit(tiling or default, d_in, rows * n_levels, max_elements)
     bags = None if n_levels == 1 else torch.empty_like(bags_by_latent).scatter_(0, order, bags_by_latent)  # [nnz]
@@ -217,4 +230,4 @@ def nested(
         made.values.add_(chunk.values.sum(0))
         made.b_dec[columns] = chunk.b_dec[:, :width].sum(0)
         weighted_rows(S[:, :width], bags_by_latent, values_by_latent, by_latent_offsets, made.W_dec[:, columns])
-    return made._replace(levels=level_losses(squares, segments, rows, n_levels))
+    return made._replace(levels=level_losses(squares, segments, rows, groups, n_levels))

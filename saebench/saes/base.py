@@ -46,13 +46,15 @@ class Step(NamedTuple):
     """One training loss.
 
     `loss` [] with gradients; `x_hat` [n, d_in] in the normalised space, detached; `fired` [d_sae] (bool), the latents active
-    in any token; `l0` [], the mean number of active latents of a token.
+    in any token; `l0` [], the mean number of active latents of a token; `errors`, of nested losses, the mean squared error of
+    each view.
     """
 
     loss: Tensor
     x_hat: Tensor
     fired: Tensor
     l0: Tensor
+    errors: Tensor | None = None
 
 
 class SAE(nn.Module):
@@ -144,7 +146,11 @@ class SAE(nn.Module):
         table = self.copies.get("W_dec")
         result = nested_loss(attached, segments, weights, self.W_dec, self.b_dec, x, table)
         l0 = (latents.values > 0).sum() / len(x)
-        return Step(result.loss, result.x_hat, latents.fired(), l0)
+        return Step(result.loss, result.x_hat, latents.fired(), l0, result.levels / self.d_in)
+
+    def order_after(self, step: int) -> Tensor | None:
+        """The order [d_sae] into which training puts the latents after a step (counted from 1), if it does."""
+        return None
 
     def knob(self, k: int, factor: float) -> int:
         """k times the schedule's factor, at least 1 and at most d_sae."""

@@ -7,6 +7,9 @@ A mean with equal weights: nothing is summed over prefixes or budgets, so that t
 than j uses all its latents. With sae.selection=batch the view uses the n j largest of all n tokens' first m latents, as in
 BatchTopK. Each step trains on sae.per_step of the prefixes, d_sae always among them and the others drawn
 without replacement (prefix_sampling fixed) or anew from Matryoshka's law (random); their mean is the loss of that step.
+sae.weights weighs budgets, or with `relative` every view (m, j) by 1 / its running error, as HierarchicalTopK's (see there).
+sae.sort_every puts the latents in order of falling energy E[z^2] every so many steps, with their optimiser state, so that the
+prefixes hold those that count most.
 
 With one prefix this is HierarchicalTopK (arXiv 2505.24473), with one prefix and one budget TopK or BatchTopK; with one budget it
 is a Matryoshka SAE (arXiv 2503.17547) whose prefixes select for themselves. A (token, prefix) is a row of the nested loss; its
@@ -20,11 +23,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from saebench.nested import segment_sums
 from saebench.sae_configs import LatticeConfig
 from saebench.saes.base import SAE, Stats, Step
 from saebench.saes.batchtopk import UNSET, batch_rule, moved
+from saebench.saes.hierarchical import level_weights, move_errors
 from saebench.select import active, flat_topk, row_topk, topk_latents
 from saebench.sparse import SparseLatents
+
+ENERGY_DECAY = 0.9  # of the running mean by which latents are put in order
 
 
 class Lattice(SAE):
@@ -44,6 +51,11 @@ class Lattice(SAE):
         if cfg.selection == "batch":
             self.modes = ("threshold", "batch")
         self.generator = torch.Generator().manual_seed(seed)
+        self.errors: Tensor | None
+        views = torch.ones(len(self.prefixes), len(self.budgets)) if cfg.weights == "relative" else None
+        self.register_buffer("errors", views)
+        self.energy: Tensor | None  # running means of z^2
+        self.register_buffer("energy", torch.zeros(cfg.d_sae) if cfg.sort_every else None)
 
     def own_rule(self, acts: Tensor, k: int | None = None, mode: str | None = None) -> SparseLatents:
         if self.cfg.selection == "batch":
@@ -56,12 +68,26 @@ class Lattice(SAE):
         prefixes = self.draw()
         select = batch_levels if self.cfg.selection == "batch" else row_levels
         latents, segments = select(self.scores(x), prefixes, budgets)  # n rows per prefix
-        weights = x.new_full((len(budgets),), 1 / (len(budgets) * self.d_in))
+        seen = [self.prefixes.index(m) for m in prefixes] if self.errors is not None else []
+        errors = None if self.errors is None else self.errors[seen, : len(budgets)]
+        weights = level_weights(self.cfg, len(budgets), errors, x)
         step = self.nested_step(x.repeat(len(prefixes), 1), latents, segments, weights)
+        if self.errors is not None and errors is not None:
+            move_errors(errors, step.errors)
+            self.errors[seen, : len(budgets)] = errors
         whole = latents.values[latents.offsets[-len(x) - 1] :]  # of the full dictionary
         if self.cfg.selection == "batch":
             self.threshold.copy_(moved(self.threshold, whole, self.cfg.threshold_decay))
+        if self.energy is not None:
+            self.energy.lerp_(energies(latents, len(x)), 1 - ENERGY_DECAY)
         return step._replace(x_hat=step.x_hat[-len(x) :], l0=(whole > 0).sum() / len(x))
+
+    def order_after(self, step: int) -> Tensor | None:
+        if self.energy is None or step % self.cfg.sort_every:
+            return None
+        order = self.energy.argsort(descending=True, stable=True)
+        self.energy.copy_(self.energy[order])
+        return order
 
     def draw(self) -> list[int]:
         """The prefixes of a step, rising, the last d_sae."""
@@ -73,6 +99,13 @@ class Lattice(SAE):
             order = torch.randperm(len(self.prefixes) - 1, generator=self.generator)[:others]
             chosen = [self.prefixes[i] for i in order.tolist()]
         return [*sorted(chosen), self.d_sae]
+
+
+def energies(latents: SparseLatents, n: int) -> Tensor:
+    """[d_sae]: the mean of z^2 over the n tokens of the last n rows; a sum in a fixed order, so the same on every run."""
+    by = latents.by_latent
+    values = latents.values.detach()[by.order] * (by.rows >= latents.rows - n)  # [nnz] by latent
+    return segment_sums(values.square(), by.offsets) / n
 
 
 def row_levels(acts: Tensor, prefixes: list[int], budgets: list[int]) -> tuple[SparseLatents, Tensor]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from saebench.checks import InputError, at_least, one_of, require, share
-from saebench.sae_configs import SAE_VARIANTS, SAEConfig
+from saebench.sae_configs import SAE_VARIANTS, SAEConfig, with_neutral
 
 SITES = ("resid_pre", "resid_post", "mlp_out", "attn_out")
 RULES = ("energy", "frequency", "norm_energy", "decoder_norm", "random", "unsorted")
@@ -229,6 +229,7 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
         "experiment": ExperimentConfig,
     }
     made = dict(values)
+    values = values | {"sae": with_neutral(values.get("sae", {}))}
     for name, schema in sections.items():
         try:
             made[name] = schema(**values[name])

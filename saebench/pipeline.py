@@ -36,6 +36,7 @@ from saebench.lm import LM, check_seq_len, describe, load_lm, load_tokenizer, re
 from saebench.member import Member
 from saebench.memory import keep_freed_memory
 from saebench.runs import METRICS, describe_run, read_latents, write_csv
+from saebench.sae_configs import keyed
 from saebench.saes.files import load_sae, save_sae
 from saebench.similarity import save_gram
 from saebench.store import (
@@ -88,10 +89,10 @@ def open_stream(cfg: RunConfig) -> Stream:
 def run_inputs(cfg: RunConfig, stream: Stream) -> dict[str, Any]:
     """All that a run's weights depend on."""
     config = as_dict(cfg)
-    keyed = {name: config[name] for name in ("sae", "sparsity", "train", "seed")}
-    keyed["train"]["n_tokens"] = cfg.train_tokens
-    keyed["train"]["precision"] = cfg.train.resolve_precision(stream.device.type)
-    return {"numerics": TRAIN_NUMERICS, "activations": stream.inputs, **keyed}
+    own = {name: config[name] for name in ("sparsity", "train", "seed")} | {"sae": keyed(config["sae"])}
+    own["train"]["n_tokens"] = cfg.train_tokens
+    own["train"]["precision"] = cfg.train.resolve_precision(stream.device.type)
+    return {"numerics": TRAIN_NUMERICS, "activations": stream.inputs, **own}
 
 
 def run_folder(cfg: RunConfig, stream: Stream) -> Path:

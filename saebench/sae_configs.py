@@ -6,8 +6,9 @@ It stands apart from the code because that imports torch, and a wrong key is to 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
+from typing import Any
 
 from saebench.checks import InputError, at_least, one_of, require, share
 
@@ -216,6 +217,20 @@ SAE_VARIANTS: dict[str, type[SAEConfig]] = {
     "hierarchical": HierarchicalConfig,
     "lattice": LatticeConfig,
 }
+
+
+NEUTRAL = {"weights": "equal", "sort_every": 0}  # keys added later, at the values that leave all as it was before
+
+
+def keyed(sae: dict[str, Any]) -> dict[str, Any]:
+    """What of an SAE's config the key of its run holds: all but neutral values, so that runs made before stay done."""
+    return {name: value for name, value in sae.items() if name not in NEUTRAL or value != NEUTRAL[name]}
+
+
+def with_neutral(sae: dict[str, Any]) -> dict[str, Any]:
+    """A stored SAE config with the keys that its variant got later."""
+    names = {field.name for field in fields(SAE_VARIANTS.get(sae.get("name", ""), SAEConfig))}
+    return {name: value for name, value in NEUTRAL.items() if name in names} | sae
 
 
 def check_prefixes(cfg: MatryoshkaConfig | LatticeConfig) -> None:

@@ -24,6 +24,7 @@ from saebench.config import RunConfig, as_dict
 from saebench.pipeline import Members, Stream, gangs, open_stream, run_folder, run_inputs, train_gang
 from saebench.progress import say
 from saebench.runs import write_csv
+from saebench.sae_configs import keyed
 from saebench.store import is_done, key_of, partial_of, stage
 
 KNOBS = ("k", "l1", "l0", "target_l0")  # how sparse: a rate is chosen for all of them
@@ -83,7 +84,7 @@ def group(configs: list[RunConfig]) -> list[Group]:
 def shared(cfg: RunConfig) -> dict[str, Any]:
     """All that the jobs of a group agree in, but for their outputs folder, which may be moved."""
     config = as_dict(cfg)
-    sae = {key: value for key, value in config["sae"].items() if key not in KNOBS}
+    sae = {key: value for key, value in keyed(config["sae"]).items() if key not in KNOBS}
     keep = ("model", "data", "sparsity", "train", "cache", "device")
     return {"sae": sae, "lr_factors": cfg.experiment.lr_factors, **{key: config[key] for key in keep}}
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from saebench.checks import InputError
+from saebench.sae_configs import keyed, with_neutral
 from saebench.saes import SAE, build
 from saebench.saes.lattice import Lattice, batch_levels, prefix_latents
 from tests.configs import sae_config, stats_of, synthetic
@@ -228,3 +229,12 @@ def test_sorting_leaves_the_latents_in_order_of_energy() -> None:
     assert bool((energy.diff() <= 0).all())
     latents = member.sae.encode(synthetic(2000, seed=3)).dense().square().mean(0)
     assert float(latents[:24].mean()) > 1.5 * float(latents[24:].mean())
+
+
+def test_keys_added_later_leave_runs_made_before_done() -> None:
+    old = vars(lattice().cfg).copy()
+    assert keyed(old) == {name: value for name, value in old.items() if name not in ("weights", "sort_every")}
+    assert keyed(old | {"weights": "relative"})["weights"] == "relative"
+    assert keyed(old | {"sort_every": 8})["sort_every"] == 8
+    assert with_neutral(keyed(old)) == old
+    assert "weights" not in with_neutral({"name": "topk"})

@@ -15,6 +15,7 @@ from saebench.checks import InputError, require
 from saebench.claims.labels import describe
 from saebench.config import RunConfig, as_dict
 from saebench.finished import YAML_LOADER, finished_runs, parse, read_lines, read_runs
+from saebench.sae_configs import with_neutral
 from saebench.tables import flatten, missing
 
 RUN_COLUMNS = {  # column of metrics.csv: config key
@@ -210,6 +211,7 @@ def find_runs(configs: list[RunConfig], folders: list[Path]) -> list[Run]:
 def flat_config(config: dict[str, Any]) -> dict[str, str]:
     """The part of a config that decides the weights, as text by dotted key."""
     kept = {key: value for key, value in config.items() if key not in FREE}
+    kept["sae"] = with_neutral(config["sae"])
     kept["train"] = {key: value for key, value in config["train"].items() if key != "log_every"}
     if kept["train"].get("n_tokens") is None:
         kept["train"]["n_tokens"] = config["data"]["n_tokens"]

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from saebench.checks import InputError
-from saebench.sae_configs import SAE_VARIANTS
+from saebench.sae_configs import SAE_VARIANTS, with_neutral
 from saebench.saes import SAE, Stats, build
 from saebench.store import read_json, write_json, write_tensors
 
@@ -33,7 +33,8 @@ def load_sae(folder: Path, device: torch.device | str = "cpu") -> SAE:
             f"{folder / 'sae.json'}: unknown variant {variant}; this saebench knows {', '.join(SAE_VARIANTS)}"
         )
     known = {f.name for f in dataclasses.fields(SAE_VARIANTS[variant])}
-    cfg = SAE_VARIANTS[variant](**{k: v for k, v in described["config"].items() if k in known})
+    stored = with_neutral(described["config"])
+    cfg = SAE_VARIANTS[variant](**{k: v for k, v in stored.items() if k in known})
     zeros = torch.zeros(described["d_in"])
     sae = build(cfg, Stats(zeros, 1.0, zeros), seed=0)
     sae.load_state_dict(load_file(folder / "sae.safetensors"))

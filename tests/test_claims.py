@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -597,8 +598,9 @@ def test_the_hierarchical_preset_can_decide_its_claims(tmp_path: Path) -> None:
     write_runs(configs, budget_world, documents=200, noise=0.001)
     runs = [path.name for path in (tmp_path / "runs").iterdir() if path.name.startswith("hierarchical")]
     (tmp_path / "tables").mkdir()
-    lines = [f"{run},{curve},{step}" for run in runs for curve, step in (("topk", -0.1), ("threshold", 0.2))]
-    (tmp_path / "tables" / "frontier.csv").write_text("\n".join(["run,curve,worst_step", *lines]) + "\n")
+    curves = product(runs, ("all", "typical"), (("topk", -0.1), ("threshold", 0.2)))
+    lines = [f"{run},{tokens},{curve},{step}" for run, tokens, (curve, step) in curves]
+    (tmp_path / "tables" / "frontier.csv").write_text("\n".join(["run,tokens,curve,worst_step", *lines]) + "\n")
     verdicts = verdicts_of(configs, "hierarchical")
     decided = dict.fromkeys(["C1a", "C1b", "C2", "C3a", "C3b", "C4", "C6"], "reproduced")
     assert verdicts == decided | {"C7": "reproduced"}

@@ -60,7 +60,7 @@ def trained(metrics: pd.DataFrame, others: list[str]) -> Iterator[Curve]:
     full = metrics.loc[metrics["view"] == "full"]
     ranks = full["mode"].map(MODES.index)
     full = full.loc[ranks == ranks.groupby(full["run"]).transform("min")]
-    keys = [*OWN, "tokens", *(name for name in others if name != "train.lr")]
+    keys = [*OWN, "tokens", *(n for n in others if n != "train.lr" and not n.startswith("evaluate."))]
     for _, mine in full.groupby(keys, dropna=False, sort=True):
         views = ordered(mine)
         row = views.iloc[0]

@@ -56,7 +56,7 @@ from saebench.views import tune_thresholds
 
 TRAIN_NUMERICS = 3  # raised by hand when the weights of an unchanged config change
 VIEW_KEYS = ("sizes", "rules", "orders", "scale_k", "budgets", "cross", "ce_views")  # of evaluate: each SAE's own
-PUBLISHED = ("l0.csv", "metrics.csv")  # of the latest evaluation, in the run's folder
+PUBLISHED = ("l0.csv", "metrics.csv")  # of the latest evaluation, in the run's folder, with its evaluation.json
 EVALUATE_NUMERICS = 5  # raised by hand when the metrics of unchanged weights change
 
 
@@ -235,9 +235,10 @@ def evaluate_gang(
         if todo:
             measure(todo, stream, open_heldout(configs[group[0]], stream, opened))
         for i in group:
-            evaluation, _ = evaluation_stage(folders[i], configs[i])
+            evaluation, inputs = evaluation_stage(folders[i], configs[i])
             for name in PUBLISHED:
                 write_text(folders[i] / name, (evaluation / name).read_text(encoding="utf-8"))
+            write_json(folders[i] / "evaluation.json", inputs)
 
 
 def evaluation_inputs(cfg: RunConfig) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import yaml
 
 from saebench.checks import require
 from saebench.finished import YAML_LOADER, finished_runs, parse, read_histograms, read_latents, read_runs, thin
-from saebench.store import write_text
+from saebench.store import read_json, write_text
 
 PLACE = ["model", "layer", "site", "data"]
 SPARSITY = ["k", "coefficient", "target_l0"]
@@ -110,12 +110,18 @@ def result_table(outputs: Path) -> str:
 
 
 def read_configs(folders: list[Path]) -> pd.DataFrame:
-    """Every config key of every run as text [runs, keys], indexed by run; missing where a variant has no such key."""
+    """Every config key of every run as text [runs, keys], indexed by run; missing where a variant has no such key.
+
+    A run's config.yaml says how it was evaluated at first; what its metrics.csv comes from stands in evaluation.json.
+    """
     for folder in folders:
         require(
             (folder / "config.yaml").is_file(), f"{folder / 'config.yaml'}: missing; remove its folder and run again"
         )
     configs = [yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), YAML_LOADER) for folder in folders]
+    for folder, config in zip(folders, configs, strict=True):
+        if (folder / "evaluation.json").is_file():
+            config["evaluate"] = read_json(folder / "evaluation.json")["evaluate"]
     return pd.DataFrame([flatten(normal(config)) for config in configs], index=[folder.name for folder in folders])
 
 

@@ -21,6 +21,7 @@ from saebench.heldout import HeldOut
 from saebench.pipeline import Stream, open_batches, open_stream, run, run_folder
 from saebench.runs import METRICS
 from saebench.saes import REGISTRY
+from saebench.store import read_json
 from tests.configs import run_config, sae_config
 
 SMALL = [
@@ -260,6 +261,7 @@ def test_evaluation_keys_are_their_own(tmp_path: Path) -> None:
     full = (folder / "metrics.csv").read_text()
     run([small(tmp_path, "evaluate.budgets=[1]")], evaluate_only=True)
     assert (folder / "metrics.csv").read_text() != full
+    assert read_json(folder / "evaluation.json")["evaluate"]["budgets"] == [1]
     run([small(tmp_path)], evaluate_only=True)
     assert (folder / "metrics.csv").read_text() == full
     assert len(list((folder / "evaluations").iterdir())) == 2

@@ -39,6 +39,14 @@ def test_mean_and_sd_over_seeds_by_hand(tmp_path: Path) -> None:
     assert row["ce_increase_sd"] == pytest.approx(0.07**0.5)
 
 
+def test_runs_are_told_apart_by_the_evaluation_that_is_published(tmp_path: Path) -> None:
+    for seed, tokens in ((0, 64), (1, 128)):  # config.yaml says how each was evaluated at first
+        run = write_run(tmp_path, seed=seed, evaluate__ce_tokens=tokens)
+        (run / "evaluation.json").write_text('{"evaluate": {"ce_tokens": 256}}')
+    write_tables(tmp_path)
+    assert list(typical(tmp_path)["runs"]) == [2]
+
+
 def test_orders_of_the_data_are_averaged_like_seeds(tmp_path: Path) -> None:
     for order_seed in (0, 1):
         write_run(tmp_path, train__order_seed=order_seed)

@@ -44,6 +44,7 @@ FIGURES: dict[str, Callable[[Group], list[Figure]]] = {
     "l0_histogram": l0_histogram,
     "points_fvu": partial(against_trained, metric="fvu"),
     "points_fvu_std": partial(against_trained, metric="fvu_std"),
+    "points_ce": partial(against_trained, metric="ce_increase"),
     "points_cka": partial(against_trained, metric="cka_std"),
     "latent_importance": latent_importance,
     "importance_laws": importance_laws,

@@ -57,6 +57,7 @@ NAMES = {
 BOUNDED = ("cka", "cka_std", "rsa_pearson", "rsa_spearman")  # at most 1: never on a logarithmic axis
 INK = "#333333"
 PANEL = (2.4, 1.85)  # inches
+ROW_LETTERS = 26  # of a row's title, turned beside its panels, before it breaks
 STYLE: dict[Any, Any] = {
     **{"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 7.5, "figure.labelsize": 8.5},
     **{"xtick.labelsize": 7, "ytick.labelsize": 7, "axes.linewidth": 0.6, "xtick.major.width": 0.6},
@@ -120,7 +121,8 @@ def head(axes: np.ndarray, columns: Iterable[str], rows: Iterable[str]) -> None:
     for ax, text in zip(axes[0], columns, strict=True):
         ax.set_title(text)
     for ax, text in zip(axes[:, -1], rows, strict=True):
-        ax.annotate(text, (1.02, 0.5), xycoords="axes fraction", rotation=270, va="center", fontweight="bold")
+        lines = fill(text, ROW_LETTERS)
+        ax.annotate(lines, (1.02, 0.5), xycoords="axes fraction", rotation=270, va="center", fontweight="bold")
 
 
 def blank(ax: Axes, text: str) -> None:

@@ -24,9 +24,11 @@ TOKENS = ("typical", "all")
 
 
 def with_costs(views: pd.DataFrame) -> pd.DataFrame:
-    """Rows of metrics.csv with the columns `macs` (multiply-adds per token) and `bits` (per token)."""
+    """Rows of metrics.csv with the columns `macs` (multiply-adds per token), `flops` (twice as many) and `bits` (per token)."""
     rows: list[dict[str, Any]] = views.to_dict("records")  # pyright: ignore[reportAssignmentType]
-    return views.assign(macs=[macs(row) for row in rows], bits=[bits(row["m"], row["l0"]) for row in rows])
+    macs_of = [macs(row) for row in rows]
+    sizes = [bits(row["m"], row["l0"]) for row in rows]
+    return views.assign(macs=macs_of, flops=[2 * n for n in macs_of], bits=sizes)
 
 
 def macs(row: dict[str, Any]) -> float:
@@ -47,9 +49,9 @@ def choose(
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """The view of the run in a folder that is cheapest `by` macs or bits within `limits`, and all views on the frontier.
 
-    Limits are the most of fvu, fvu_std, ce_increase, l0, macs or bits; None asks nothing. Without a limit on the distortion
-    (fvu, fvu_std, ce_increase) the view of least FVU within the others is chosen. Raises InputError if no view is within them,
-    naming what came nearest.
+    Limits are the most of fvu, fvu_std, ce_increase, l0, macs, flops or bits; None asks nothing. Without a limit on the
+    distortion (fvu, fvu_std, ce_increase) the view of least FVU within the others is chosen. Raises InputError if no view is
+    within them, naming what came nearest.
     """
     one_of("--by", by, COSTS)
     one_of("--tokens", tokens, TOKENS)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from saebench.checks import InputError
-from saebench.choose import bits, choose, chosen_text, frontier, macs, with_costs
+from saebench.choose import bits, choose, chosen_text, frontier, macs, named, with_costs
 from tests.synthetic_runs import write_run
 
 
@@ -40,6 +40,7 @@ def test_the_cheapest_view_within_a_limit(run: Path) -> None:
     cost = float(np.quantile(views["macs"], 0.3))
     small, _ = choose(run, {"macs": cost, "l0": None})
     assert small["fvu"] == min(views.loc[views["macs"] <= cost, "fvu"])
+    assert named(choose(run, {"flops": 2 * cost})[0]) == named(small)
     both, _ = choose(run, {"fvu": limit, "l0": 12.0})
     assert both["l0"] <= 12
     assert both["fvu"] <= limit

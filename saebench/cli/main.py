@@ -186,6 +186,7 @@ def choose(
     ce_increase: Annotated[float | None, typer.Option(help="The most nats over the clean model")] = None,
     l0: Annotated[float | None, typer.Option(help="The most active latents per token")] = None,
     macs: Annotated[float | None, typer.Option(help="The most multiply-adds per token")] = None,
+    flops: Annotated[float | None, typer.Option(help="The same in operations, two a multiply-add")] = None,
     bits: Annotated[float | None, typer.Option(help="The most bits per token")] = None,
     by: Annotated[str, typer.Option(help="What is cheap: macs, or bits")] = "macs",
     tokens: Annotated[str, typer.Option(help="Measured on: typical, or all")] = "typical",
@@ -193,7 +194,8 @@ def choose(
     """Name the cheapest view of an SAE that reaches a target, beside those that no other view beats."""
     from saebench.choose import choose, chosen_text
 
-    limits = {"fvu": fvu, "fvu_std": fvu_std, "ce_increase": ce_increase, "l0": l0, "macs": macs, "bits": bits}
+    limits = {"fvu": fvu, "fvu_std": fvu_std, "ce_increase": ce_increase, "l0": l0}
+    limits |= {"macs": macs, "flops": flops, "bits": bits}
     print(chosen_text(*choose(run, limits, by, tokens)))
 
 

@@ -16,7 +16,7 @@ FLOORS = [
     {"store", "kernels", "memory", "metrics", "schedules", "textfiles"},
     {"sparse", "optim", "finished", "verify"},
     {"nested", "select", "similarity", "runs", "data", "lm", "tables", "tails", "levels"},
-    {"saes", "splice", "figures", "laws", "claims", "seeds", "choose", "frontier"},
+    {"saes", "splice", "figures", "laws", "claims", "seeds", "choose", "frontier", "interpreted"},
     {"activations", "views", "member", "compose"},
     {"train", "heldout", "prune", "checkpoint"},
     {"recapture"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -49,4 +50,4 @@ def floats(values: ndarray) -> str:
 
 def rounded(value: float | None) -> float | None:
     """A number to four significant digits; None if it is none."""
-    return None if value is None or not np.isfinite(value) else float(f"{value:.4g}")
+    return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")

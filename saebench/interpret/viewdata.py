@@ -130,7 +130,8 @@ class Chunk:
                 **trimmed(lists["histogram"][latent]),
                 **{name: alphabet.write(lists[name][latent]) for name in ("promoted", "suppressed")},
                 **{
-                    name: [rounded(x) for x in lists[name][latent]] for name in ("promoted_logits", "suppressed_logits")
+                    name: [rounded(x) for x in lists[name][latent].tolist()]
+                    for name in ("promoted_logits", "suppressed_logits")
                 },
                 "scores": self.source.scores.get(latent, []),
                 "explanations": self.source.explanations.get(latent, []),

@@ -1,0 +1,25 @@
+"""The command line itself, and what its commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="saebench",
+    help="Train, prune, nest and measure sparse autoencoders of language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE ...", help="Hydra overrides, such as sae=matryoshka sae.k=64")
+]
+ConfigDir = Annotated[
+    str | None, typer.Option("--config-dir", help="A folder with your own YAMLs, laid out like conf/")
+]
+Outputs = Annotated[Path, typer.Argument(help="The outputs folder")]

@@ -1,0 +1,107 @@
+"""The commands that make runs, and those that look after them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saebench.checks import InputError
+from saebench.cli.app import ConfigDir, Outputs, Overrides, app
+
+
+@app.command()
+def train(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
+    """Cache activations if missing, train one SAE, evaluate it; the last line printed is the run folder."""
+    from saebench.compose import load
+
+    cfg = load(overrides or [], config_dir)
+    from saebench.pipeline import run
+
+    print(run([cfg])[0])
+
+
+@app.command()
+def sweep(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
+    """Train and evaluate a grid: comma lists (sae.k=16,32) or experiment=NAME; runs that are done are skipped."""
+    from saebench.compose import load_sweep
+
+    configs = load_sweep(overrides or [], config_dir)
+    from saebench.pipeline import check_outputs, run
+    from saebench.search import searched
+
+    check_outputs(configs)
+    for folder in dict.fromkeys(run(searched(configs))):
+        print(folder)
+
+
+@app.command()
+def plan(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
+    """State how long a sweep would take, and the disk and memory, from short measurements here; writes nothing."""
+    from saebench.compose import load_sweep
+
+    configs = load_sweep(overrides or [], config_dir)
+    from saebench.plan import plan
+
+    print(plan(configs))
+
+
+@app.command()
+def cache(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
+    """Tokenise the text and cache the activations that a run would train on."""
+    from saebench.compose import load
+
+    cfg = load(overrides or [], config_dir)
+    if cfg.cache == "stream":
+        raise InputError("cache=stream: this command writes the cache; use cache=disk")
+    from saebench.pipeline import check_outputs, open_stream
+
+    check_outputs([cfg])
+    shards = open_stream(cfg).shards
+    print(getattr(shards, "path", cfg.outputs))
+
+
+@app.command()
+def evaluate(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
+    """Evaluate runs that are trained, with the evaluate.* keys given; comma lists and experiment=NAME as in sweep."""
+    from saebench.compose import load_sweep
+
+    configs = load_sweep(overrides or [], config_dir)
+    from saebench.pipeline import run
+    from saebench.search import with_rates
+
+    for folder in dict.fromkeys(run(with_rates(configs), evaluate_only=True)):
+        print(folder / "metrics.csv")
+
+
+@app.command()
+def verify(
+    outputs: Outputs = Path("outputs"),
+    repair: Annotated[bool, typer.Option("--repair", help="Remove what is damaged, so that it is made again")] = False,
+) -> None:
+    """Compare everything finished with its checksums, and name what is damaged; of a cache only the damaged shards go."""
+    from saebench.verify import verify
+
+    found = verify(outputs, repair)
+    for damage in found:
+        print(damage)
+    if not found:
+        print("everything is as it was written")
+    elif repair:
+        print(f"{len(found)} damaged files were removed; the command that made them makes them again")
+    else:
+        raise InputError(
+            f"outputs={outputs}: {len(found)} damaged files; `saebench verify --repair {outputs}` removes them"
+        )
+
+
+@app.command()
+def config(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
+    """Print the configuration that the overrides make, and stop."""
+    from omegaconf import OmegaConf
+
+    from saebench.compose import load
+    from saebench.config import as_dict
+
+    print(OmegaConf.to_yaml(OmegaConf.create(as_dict(load(overrides or [], config_dir)))), end="")

@@ -16,6 +16,8 @@ from saebench.sae_configs import SAE_VARIANTS, SAEConfig, with_neutral
 SITES = ("resid_pre", "resid_post", "mlp_out", "attn_out")
 RULES = ("energy", "frequency", "norm_energy", "decoder_norm", "random", "unsorted")
 ORDERS = ("select_then_prune", "prune_then_select")
+TRACKERS = ("none", "wandb", "tensorboard", "trackio", "mlflow")
+UNRECORDED = ("tracker",)  # sections that say nothing of a run: who is told of it
 
 
 @dataclass
@@ -180,6 +182,18 @@ class ExperimentConfig:
 
 
 @dataclass
+class TrackerConfig:
+    """Who is told of runs beside the CSV files (track.py); nothing depends on it."""
+
+    name: str = "none"
+    project: str = "saebench"
+    folder: str | None = None  # None: outputs/trackers/<name>
+
+    def __post_init__(self) -> None:
+        one_of("tracker.name", self.name, TRACKERS)
+
+
+@dataclass
 class RunConfig:
     """One run: a model, its data, an SAE, a schedule, how to train and how to measure it."""
 
@@ -190,6 +204,7 @@ class RunConfig:
     train: TrainConfig
     evaluate: EvaluateConfig
     experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
     cache: str = "disk"
     compile: str = "auto"
     seed: int = 0
@@ -217,8 +232,13 @@ def as_dict(cfg: Any) -> dict[str, Any]:
     return dataclasses.asdict(cfg)
 
 
+def recorded(cfg: RunConfig) -> dict[str, Any]:
+    """What config.yaml holds of a run."""
+    return {name: value for name, value in as_dict(cfg).items() if name not in UNRECORDED}
+
+
 def from_dict(values: dict[str, Any]) -> RunConfig:
-    """The config that `as_dict` made `values` of, as config.yaml holds it. Raises InputError for keys of another version."""
+    """The config that `as_dict` or `recorded` made `values` of. Raises InputError for keys of another version."""
     sections = {
         "model": ModelConfig,
         "data": DataConfig,
@@ -227,12 +247,12 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
         "train": TrainConfig,
         "evaluate": EvaluateConfig,
         "experiment": ExperimentConfig,
+        "tracker": TrackerConfig,
     }
-    made = dict(values)
-    values = values | {"sae": with_neutral(values.get("sae", {}))}
+    made: dict[str, Any] = {"tracker": {}} | values | {"sae": with_neutral(values.get("sae", {}))}
     for name, schema in sections.items():
         try:
-            made[name] = schema(**values[name])
+            made[name] = schema(**made[name])
         except (KeyError, TypeError) as error:
             raise InputError(f"config.yaml: {name}: written by another version of saebench ({error})") from error
     return RunConfig(**made)

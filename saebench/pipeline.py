@@ -28,7 +28,7 @@ from saebench.activations import (
 )
 from saebench.checkpoint import Saver, clear
 from saebench.checks import InputError
-from saebench.config import RunConfig, as_dict
+from saebench.config import RunConfig, as_dict, recorded
 from saebench.data import TokenStore, token_inputs, tokenise
 from saebench.evaluate import document_rows, evaluate, l0_rows
 from saebench.heldout import HeldOut, Subject
@@ -51,6 +51,7 @@ from saebench.store import (
     write_json,
     write_text,
 )
+from saebench.track import Following, check_trackers, tell_metrics
 from saebench.train import importance, train
 from saebench.views import tune_thresholds
 
@@ -132,12 +133,13 @@ def run(configs: Sequence[RunConfig], evaluate_only: bool = False) -> list[Path]
 
 
 def check_outputs(configs: Sequence[RunConfig]) -> None:
-    """Raise InputError unless every outputs folder can be written to."""
+    """Raise InputError unless every outputs folder can be written to, and every tracker asked for is installed."""
     for outputs in {cfg.outputs for cfg in configs}:
         folder = Path(outputs)
         existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             raise InputError(f"outputs={outputs}: {existing} cannot be written to; choose another folder")
+    check_trackers({cfg.tracker.name for cfg in configs})
 
 
 def gangs(configs: Sequence[RunConfig]) -> list[list[int]]:
@@ -184,8 +186,8 @@ def train_gang(
         begun = {open_partial(folder, run_inputs(cfg, stream)): members[folder] for folder, cfg in todo.items()}
         batches = open_batches(next(iter(todo.values())), stream)
         saver = Saver(begun, configs[0].checkpoint)
-        with saver.watching():
-            train(list(members.values()), batches, saver.after_step)
+        with saver.watching(), Following({folder.name: m for folder, m in members.items()}) as trackers:
+            train(list(members.values()), batches, trackers.before(saver.after_step))
         saver.mark_failed()
         finished = {folder: member for folder, member in members.items() if member.failure is None}
         whole = keep(finished)
@@ -207,7 +209,7 @@ def save_run(folder: Path, member: Member, latents: list[dict[str, Any]], stream
     write_csv(unfinished / "latents.csv", latents)
     from omegaconf import OmegaConf
 
-    write_text(unfinished / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(as_dict(cfg))))
+    write_text(unfinished / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(recorded(cfg))))
     write_json(unfinished / "env.json", environment(stream.device) | {"activations": stream.stats.summary})
     finish(unfinished, folder, inputs)
 
@@ -277,11 +279,12 @@ def measure(todo: dict[Path, RunConfig], stream: Stream, heldout: HeldOut) -> No
         thresholds = tune_thresholds(sae, tuning, budgets, one.evaluate.batch)
         subjects.append(Subject(folder.name, sae, read_latents(folder / "latents.csv"), thresholds, one.evaluate))
     rows = evaluate(heldout, subjects)
+    named = {folder: describe_run(folder.name, one, len(stream.stats.mean)) for folder, one in todo.items()}
+    metrics = {folder: [names | row for row in rows[folder.name]] for folder, names in named.items()}
     for (folder, one), subject in zip(todo.items(), subjects, strict=True):
-        named = describe_run(folder.name, one, len(stream.stats.mean))
         path, inputs = evaluation_stage(folder, one)
-        metrics = [named | row for row in rows[folder.name]]
-        stage(path, inputs, partial(save_evaluation, metrics=metrics, heldout=heldout, subject=subject))
+        stage(path, inputs, partial(save_evaluation, metrics=metrics[folder], heldout=heldout, subject=subject))
+    tell_metrics(todo, metrics)
 
 
 def save_evaluation(folder: Path, metrics: list[dict[str, Any]], heldout: HeldOut, subject: Subject) -> None:

@@ -18,7 +18,7 @@ FLOORS = [
     {"nested", "select", "similarity", "runs", "data", "lm", "tables", "tails", "levels"},
     {"saes", "splice", "figures", "laws", "claims", "seeds", "choose", "frontier", "interpreted"},
     {"activations", "views", "member", "compose"},
-    {"train", "heldout", "prune", "checkpoint"},
+    {"train", "heldout", "prune", "checkpoint", "track"},
     {"recapture"},
     {"evaluate"},
     {"pipeline"},

@@ -9,6 +9,10 @@ class InputError(ValueError):
     """What a user typed or provided is wrong: one line naming key, value and remedy; the command ends with exit code 2."""
 
 
+class WorkError(RuntimeError):
+    """Work that was handed to other processes failed there: one line naming their logs; the command ends with exit code 1."""
+
+
 def require(ok: bool, message: str) -> None:
     """Raise InputError(message) unless `ok`."""
     if not ok:

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from saebench.checks import InputError
 from saebench.config import RunConfig
+from saebench.engine_configs import ENGINES
 from saebench.sae_configs import SAE_VARIANTS
 
 
@@ -36,6 +37,8 @@ def register() -> None:
     store.store(name="run_schema", node=RunConfig)
     for name, schema in SAE_VARIANTS.items():
         store.store(group="sae", name=f"{name}_schema", node=schema)
+    for name, schema in ENGINES.items():
+        store.store(group="engine", name=f"{name}_schema", node=schema)
 
 
 @contextmanager

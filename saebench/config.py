@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from saebench.checks import InputError, at_least, one_of, require, share
+from saebench.engine_configs import ENGINES, LocalConfig
 from saebench.sae_configs import SAE_VARIANTS, SAEConfig, with_neutral
 
 SITES = ("resid_pre", "resid_post", "mlp_out", "attn_out")
 RULES = ("energy", "frequency", "norm_energy", "decoder_norm", "random", "unsorted")
 ORDERS = ("select_then_prune", "prune_then_select")
 TRACKERS = ("none", "wandb", "tensorboard", "trackio", "mlflow")
-UNRECORDED = ("tracker",)  # sections that say nothing of a run: who is told of it
+UNRECORDED = ("engine", "tracker")  # sections that say nothing of a run: who makes it, who is told of it
 
 
 @dataclass
@@ -203,6 +204,7 @@ class RunConfig:
     sparsity: SparsityConfig
     train: TrainConfig
     evaluate: EvaluateConfig
+    engine: Any  # one of ENGINES
     experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     cache: str = "disk"
@@ -247,9 +249,10 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
         "train": TrainConfig,
         "evaluate": EvaluateConfig,
         "experiment": ExperimentConfig,
+        "engine": ENGINES.get(values.get("engine", {}).get("name"), LocalConfig),
         "tracker": TrackerConfig,
     }
-    made: dict[str, Any] = {"tracker": {}} | values | {"sae": with_neutral(values.get("sae", {}))}
+    made: dict[str, Any] = {"engine": {}, "tracker": {}} | values | {"sae": with_neutral(values.get("sae", {}))}
     for name, schema in sections.items():
         try:
             made[name] = schema(**made[name])

@@ -237,10 +237,15 @@ def evaluate_gang(
         if todo:
             measure(todo, stream, open_heldout(configs[group[0]], stream, opened))
         for i in group:
-            evaluation, inputs = evaluation_stage(folders[i], configs[i])
-            for name in PUBLISHED:
-                write_text(folders[i] / name, (evaluation / name).read_text(encoding="utf-8"))
-            write_json(folders[i] / "evaluation.json", inputs)
+            publish(folders[i], configs[i])
+
+
+def publish(folder: Path, cfg: RunConfig) -> None:
+    """Copy a finished evaluation to where the latest one is looked for."""
+    evaluation, inputs = evaluation_stage(folder, cfg)
+    for name in PUBLISHED:
+        write_text(folder / name, (evaluation / name).read_text(encoding="utf-8"))
+    write_json(folder / "evaluation.json", inputs)
 
 
 def evaluation_inputs(cfg: RunConfig) -> dict[str, Any]:

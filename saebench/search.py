@@ -44,17 +44,31 @@ class Group:
 
 def searched(configs: list[RunConfig]) -> list[RunConfig]:
     """The configs with the learning rates that their searches chose; searches that are missing are made first."""
-    groups = group(configs)
-    missing = [g for g in groups if not (g.path / "done.json").is_file()]
+    search(configs)
+    return with_rates(configs)
+
+
+def search(configs: list[RunConfig]) -> None:
+    """Make the searches that are missing."""
+    missing = [g for g in group(configs) if not (g.path / "done.json").is_file()]
     trials = [(g, trial) for g in missing for trial in g.trials]
     for gang in gangs([trial for _, trial in trials]):
         stream = open_stream(trials[gang[0]][1])
         try_all(list({id(trials[i][0]): trials[i][0] for i in gang}.values()), stream)
-    return with_rates(configs)
 
 
 def with_rates(configs: list[RunConfig]) -> list[RunConfig]:
     """The configs with the learning rates of the searches that are done; writes them as outputs/tables/lr_search.csv."""
+    chosen, tables = rates(configs)
+    for outputs, rows in tables.items():
+        folder = Path(outputs) / "tables"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_csv(folder / TABLE, rows)
+    return chosen
+
+
+def rates(configs: list[RunConfig]) -> tuple[list[RunConfig], dict[str, list[dict[str, Any]]]]:
+    """The configs with the learning rates of the searches that are done, and the rows of all trials by outputs folder."""
     chosen = list(configs)
     tables: dict[str, list[dict[str, Any]]] = {}
     for g in group(configs):
@@ -65,11 +79,7 @@ def with_rates(configs: list[RunConfig]) -> list[RunConfig]:
         for i in g.jobs:
             chosen[i] = with_rate(configs[i], rate)
         tables.setdefault(configs[g.jobs[0]].outputs, []).extend(rows)
-    for outputs, rows in tables.items():
-        folder = Path(outputs) / "tables"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_csv(folder / TABLE, rows)
-    return chosen
+    return chosen, tables
 
 
 def group(configs: list[RunConfig]) -> list[Group]:

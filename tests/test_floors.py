@@ -10,7 +10,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "saebench"
 FLOORS = [
     {"checks", "__init__"},
-    {"sae_configs"},
+    {"sae_configs", "engine_configs"},
     {"config"},
     {"progress", "pythondocs", "assets"},
     {"store", "kernels", "memory", "metrics", "schedules", "textfiles"},
@@ -25,6 +25,7 @@ FLOORS = [
     {"calibrate", "search", "interpret"},
     {"reach"},
     {"plan"},
+    {"engines"},
     {"cli", "assets.build"},
     {"__main__"},
 ]

@@ -37,6 +37,7 @@ FREE = (
     "cache",
     "experiment",
     "evaluate",
+    "engine",
     "tracker",
 )  # config keys that say nothing about the weights
 LARGEST = "largest"

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from saebench import __version__
-from saebench.checks import InputError
+from saebench.checks import InputError, WorkError
 
 from saebench.cli import runs, results, latents  # isort: skip  # the order of `saebench --help`
 from saebench.cli.app import app
@@ -44,6 +44,9 @@ def main() -> None:
             raise
         print(f"saebench: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except WorkError as error:
+        print(f"saebench: {error}", file=sys.stderr)
+        sys.exit(1)
     except OSError as error:
         if error.errno not in FULL or os.environ.get("SAEBENCH_TRACEBACK"):
             raise

@@ -122,9 +122,11 @@ def reach(
 
     targets = [as_number("--l0", text) for text in l0.split(",")]
     configs = load_sweep(overrides or [], config_dir)
+    from saebench.engines import require_local
     from saebench.pipeline import check_outputs
     from saebench.reach import reach, reached_table
 
+    require_local(configs[0], "reach")
     check_outputs(configs)
     print(reached_table(reach(configs, targets, tolerance, most)))
 

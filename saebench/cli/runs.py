@@ -17,8 +17,10 @@ def train(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
     from saebench.compose import load
 
     cfg = load(overrides or [], config_dir)
+    from saebench.engines import require_local
     from saebench.pipeline import run
 
+    require_local(cfg, "train")
     print(run([cfg])[0])
 
 
@@ -28,11 +30,9 @@ def sweep(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
     from saebench.compose import load_sweep
 
     configs = load_sweep(overrides or [], config_dir)
-    from saebench.pipeline import check_outputs, run
-    from saebench.search import searched
+    from saebench.engines import sweep
 
-    check_outputs(configs)
-    for folder in dict.fromkeys(run(searched(configs))):
+    for folder in dict.fromkeys(sweep(configs)):
         print(folder)
 
 
@@ -55,8 +55,10 @@ def cache(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
     cfg = load(overrides or [], config_dir)
     if cfg.cache == "stream":
         raise InputError("cache=stream: this command writes the cache; use cache=disk")
+    from saebench.engines import require_local
     from saebench.pipeline import check_outputs, open_stream
 
+    require_local(cfg, "cache")
     check_outputs([cfg])
     shards = open_stream(cfg).shards
     print(getattr(shards, "path", cfg.outputs))
@@ -68,10 +70,9 @@ def evaluate(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
     from saebench.compose import load_sweep
 
     configs = load_sweep(overrides or [], config_dir)
-    from saebench.pipeline import run
-    from saebench.search import with_rates
+    from saebench.engines import sweep
 
-    for folder in dict.fromkeys(run(with_rates(configs), evaluate_only=True)):
+    for folder in dict.fromkeys(sweep(configs, evaluate_only=True)):
         print(folder / "metrics.csv")
 
 

@@ -42,9 +42,9 @@ class Todo:
     evaluations: list[list[RunConfig]]
 
 
-def look(cfg: RunConfig) -> Source:
-    """What `open_stream` would open. Raises the same InputErrors but for text that is too short."""
-    device, info = resolve_device(cfg.device), describe(cfg.model)
+def look(cfg: RunConfig, device: torch.device | None = None) -> Source:
+    """What `open_stream` would open (on another machine's `device`). Raises its InputErrors but for text that is too short."""
+    device, info = device or resolve_device(cfg.device), describe(cfg.model)
     check_seq_len(cfg.data.seq_len, info.max_positions, cfg.model.name)
     tokens = token_inputs(cfg.data, load_tokenizer(cfg.model))
     dtype = str(resolve_dtype(cfg.model.dtype, device)).removeprefix("torch.")

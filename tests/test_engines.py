@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -358,7 +357,7 @@ def test_an_interrupted_sweep_saves_in_all_processes_and_goes_on(tmp_path: Path)
         if len(logs) == 2 and all("training" in log for log in logs):
             break
         time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
+    process.terminate()
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert said.splitlines()[-1] == "saebench: stopped; the same command goes on from here"

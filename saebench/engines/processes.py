@@ -10,8 +10,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -43,14 +44,12 @@ class Processes:
 
         self.folder.mkdir(parents=True, exist_ok=True)
         parallel: Any = Parallel(self.n_jobs, backend="threading", return_as="generator_unordered")
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            yield from parallel(delayed(self.make)(task) for task in tasks)
+            with interruptible():
+                yield from parallel(delayed(self.make)(task) for task in tasks)
         except KeyboardInterrupt:
             self.stop()
             raise
-        finally:
-            signal.signal(signal.SIGTERM, before)
 
     def make(self, task: Task) -> tuple[Task, Outcome]:
         """Do a task in a process of its own, with a log file beside its order."""
@@ -94,10 +93,23 @@ class Processes:
         while self.running:
             with suppress(KeyboardInterrupt):
                 for process in list(self.running):
-                    process.send_signal(signal.SIGINT)
+                    process.terminate()
                 for process in list(self.running):
                     process.wait()
                     self.running.discard(process)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let SIGTERM interrupt as SIGINT does, as far as this thread may: the processes have a session of their own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def visible_gpus() -> list[str]:

@@ -313,8 +313,7 @@ def test_jobs_of_a_cluster_are_one_array_with_the_parameters_given(
     with executor.batch():
         made = [executor.submit(Worker(), {"does": "sweep", "configs": []}) for _ in range(5)]
     assert [job.job_id for job in made] == [f"12_{i}" for i in range(5)]
-    (script,) = (tmp_path / "jobs").glob("*.sh")
-    text = script.read_text()
+    (text,) = {script.read_text() for script in (tmp_path / "jobs").glob("*.sh")}
     for wanted in (
         "--array=0-4%3",
         "--partition=gpu",

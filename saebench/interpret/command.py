@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,8 @@ import torch
 
 from saebench.checks import at_least, one_of, require
 from saebench.interpret import free, judged
-from saebench.interpret.judge import open_backend
 from saebench.interpret.options import check_overrides, section
-from saebench.interpret.replies import CachedJudge
+from saebench.interpret.replies import CachedJudge, open_judge
 from saebench.interpret.scoring import NAMES, chosen_latents, score_view, summarise_view
 from saebench.interpret.study import collect_views, described, levels_of, open_run, parse_view
 
@@ -31,14 +31,16 @@ def interpret(
         one_of("--score", name, NAMES)
     require(bool(views), "--views: name at least one")
     cfg, plain = section("interpret", overrides), section("free", overrides)
-    judge = open_judge(run, overrides) if any(name in judged.EXAMS for name in scores) else None
+    asked = any(name in judged.EXAMS for name in scores)
+    examiner = judge_of(run, overrides) if asked else nullcontext()
     embedder = open_embedder(plain.encoder) if any(name in free.EMBEDDED for name in scores) else None
     opened = open_run(run)
     wanted = [parse_view(text, opened.sae) for text in dict.fromkeys(views)]
-    rows = []
-    for view, folder in zip(wanted, collect_views(opened, wanted, cfg), strict=True):
-        if scores:
+    folders, rows = collect_views(opened, wanted, cfg), []
+    with examiner as judge:
+        for folder in folders if scores else ():
             score_view(folder, chosen_latents(folder, latents, plain.seed), scores, plain, judge, embedder)
+    for view, folder in zip(wanted, folders, strict=True):
         named = {
             "view": view.kind,
             "rule": view.rule,
@@ -51,10 +53,9 @@ def interpret(
     return rows
 
 
-def open_judge(run: Path, overrides: Sequence[str]) -> CachedJudge:
+def judge_of(run: Path, overrides: Sequence[str]) -> AbstractContextManager[CachedJudge]:
     """The judge, with its replies kept under outputs/judge, so that all runs share them."""
-    cfg = section("judge", overrides)
-    return CachedJudge(open_backend(cfg), cfg, run.resolve().parent.parent / "judge")
+    return open_judge(section("judge", overrides), run.resolve().parent.parent / "judge")
 
 
 def open_embedder(encoder: str) -> free.Embedder:

@@ -15,6 +15,7 @@ import yaml
 
 from saebench.checks import require
 from saebench.finished import YAML_LOADER, finished_runs, parse, read_histograms, read_latents, read_runs, thin
+from saebench.sae_configs import with_neutral
 from saebench.store import read_json, write_text
 
 PLACE = ["model", "layer", "site", "data"]
@@ -127,7 +128,7 @@ def read_configs(folders: list[Path]) -> pd.DataFrame:
 
 def normal(config: dict[str, Any]) -> dict[str, Any]:
     """The config without what other columns say: prefixes as shares of d_sae, no coefficient that has a column."""
-    sae = dict(config["sae"])
+    sae = with_neutral(config["sae"])
     if sae.get("prefixes"):
         sae["prefixes"] = [f"{p / sae['d_sae']:g}" for p in sae["prefixes"]]
     if sae.get("target_l0") is None:  # then the coefficient is a column of metrics.csv

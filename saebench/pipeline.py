@@ -117,9 +117,7 @@ def run(configs: Sequence[RunConfig], evaluate_only: bool = False) -> list[Path]
             train_gang([configs[i] for i in gang], list(mine.values()), stream)
         trained = [i for i in gang if is_done(mine[i], run_inputs(configs[i], stream))]
         if evaluate_only and len(trained) < len(gang):
-            raise InputError(
-                f"{len(gang) - len(trained)} of these runs are not trained yet; run `saebench train` first"
-            )
+            raise InputError(f"{len(gang) - len(trained)} of these runs are not trained yet; `saebench train` them")
         evaluate_gang([configs[i] for i in trained], [mine[i] for i in trained], stream)
         failed += [
             f"{mine[i].name} (train.lr={configs[i].train.learning_rate(configs[i].sae.d_sae):g})"

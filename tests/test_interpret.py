@@ -38,7 +38,7 @@ def folders(run: Path) -> dict[str, Path]:
 
 
 def test_views_are_collected_in_one_pass_and_scored(trained: Path) -> None:
-    rows = interpret(trained, ["full", "prefix:32", "budget:4:threshold"], 12, PLAIN, SMALL)
+    rows = interpret([trained], ["full", "prefix:32", "budget:4:threshold"], 12, PLAIN, SMALL)
     found = folders(trained)
     assert found.keys() == {"full", "prefix", "budget"}
     inside = pq.read_table(found["prefix"] / "latents.parquet").to_pandas()
@@ -60,7 +60,7 @@ def test_views_are_collected_in_one_pass_and_scored(trained: Path) -> None:
 
 
 def test_tables_gather_the_summaries_of_all_runs(trained: Path) -> None:
-    interpret(trained, ["full"], 6, ["token_purity"], SMALL)
+    interpret([trained], ["full"], 6, ["token_purity"], SMALL)
     outputs = trained.parent.parent
     (outputs / "tables").mkdir(exist_ok=True)
     (path,) = write_interpretability(outputs)
@@ -73,11 +73,11 @@ def test_tables_gather_the_summaries_of_all_runs(trained: Path) -> None:
 
 
 def test_more_latents_and_scores_are_added_to_those_there_are(trained: Path) -> None:
-    interpret(trained, ["full"], 6, ["token_purity"], SMALL)
+    interpret([trained], ["full"], 6, ["token_purity"], SMALL)
     folder = folders(trained)["full"]
     before = (folder / "done.json").stat().st_mtime_ns
     few = pq.read_table(folder / "scores.parquet").to_pandas()
-    interpret(trained, ["full"], 20, ["document_purity"], SMALL)
+    interpret([trained], ["full"], 20, ["document_purity"], SMALL)
     assert (folder / "done.json").stat().st_mtime_ns == before  # contexts are not collected again
     more = pq.read_table(folder / "scores.parquet").to_pandas()
     kept = more.merge(few, on=["latent", "score"], suffixes=("", "_before"))
@@ -106,13 +106,13 @@ def test_what_is_wrong_is_said_before_any_work(
     trained: Path, views: list[str], scores: list[str], overrides: list[str], message: str
 ) -> None:
     with pytest.raises(InputError, match=message) as raised:
-        interpret(trained, views, 5, scores, overrides)
+        interpret([trained], views, 5, scores, overrides)
     assert "\n" not in str(raised.value)
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no config\.yaml there"):
-        interpret(tmp_path, ["full"], 5, [], [])
+        interpret([tmp_path], ["full"], 5, [], [])
 
 
 def test_short_names_of_views() -> None:

@@ -20,7 +20,7 @@ from saebench.interpret.draws import is_shown
 from saebench.interpret.files import vocabulary_of
 from saebench.interpret.logits import latent_logits
 from saebench.interpret.negatives import Negatives, Silence
-from saebench.interpret.sample import sample_latents, strata_of
+from saebench.interpret.sample import draw, strata_of
 from saebench.interpret.settings import CollectConfig
 from saebench.pipeline import open_stream
 from saebench.saes import build
@@ -175,18 +175,31 @@ def test_sampled_latents_are_stratified() -> None:
     frequency[:5] = 0.5
     assert strata_of(frequency).tolist() == [stratum_of(f) for f in frequency]
     assert strata_of(np.array(STRATA)).tolist() == [stratum_of(f) for f in STRATA]
-    latents, strata = sample_latents(frequency, 200, 0)
-    counts = np.bincount(strata, minlength=6)
+    latents = draw(frequency, 200, 0, {}).every
+    counts = np.bincount(strata_of(frequency[latents]), minlength=6)
     assert len(latents) == 200
     assert counts[5] == 5  # all there are
     assert set(counts[:5]) == {39}
     assert (frequency[latents] > 0).all()
     assert (np.diff(latents) > 0).all()
-    assert strata.tolist() == strata_of(frequency[latents]).tolist()
-    assert set(sample_latents(frequency, 120, 0)[0]) < set(latents)
-    assert set(sample_latents(frequency, 200, 1)[0]) != set(latents)
-    assert len(sample_latents(frequency, 10**6, 0)[0]) == (frequency > 0).sum()
-    assert len(sample_latents(np.zeros(4), 3, 0)[0]) == 0
+    assert set(draw(frequency, 120, 0, {}).every) < set(latents)
+    assert set(draw(frequency, 200, 1, {}).every) != set(latents)
+    assert len(draw(frequency, 10**6, 0, {}).every) == (frequency > 0).sum()
+    assert len(draw(np.zeros(4), 3, 0, {}).every) == 0
+
+
+def test_levels_are_drawn_from_apart() -> None:
+    frequency = np.full(100, 1e-3)
+    frequency[:10], frequency[99] = 0.5, 0.0
+    drawn = draw(frequency, 30, 0, {"0-9": (0, 10), "10-49": (10, 50), "50-99": (50, 100)})
+    assert drawn.every == draw(frequency, 30, 0, {}).every
+    assert [len(part) for part in drawn.levels.values()] == [10, 10, 10]
+    assert all(
+        low <= i < high
+        for (low, high), part in zip([(0, 10), (10, 50), (50, 99)], drawn.levels.values(), strict=True)
+        for i in part
+    )
+    assert drawn.latents == sorted({*drawn.every, *(i for part in drawn.levels.values() for i in part)})
 
 
 def test_on_the_embedded_model(tmp_path: Path) -> None:

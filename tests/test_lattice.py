@@ -202,7 +202,10 @@ def test_relative_weights_move_only_the_views_of_the_step() -> None:
 def test_sorting_only_renames_the_latents_of_a_single_dictionary() -> None:
     """With one prefix no latent's place matters, so the training is the same up to rounding, Adam included."""
     given = ["sae.prefixes=[96]", "sae.per_step=1", "sae.budgets='1,4'"]
-    plain, ordered = trained("lattice", 40, *given, "sae.sort_every=0"), trained("lattice", 40, *given, "sae.sort_every=8")
+    plain, ordered = (
+        trained("lattice", 40, *given, "sae.sort_every=0"),
+        trained("lattice", 40, *given, "sae.sort_every=8"),
+    )
     for before, after in zip(plain.log, ordered.log, strict=True):
         assert after["loss"] == pytest.approx(before["loss"], rel=1e-4)
     assert not torch.allclose(plain.sae.W_dec, ordered.sae.W_dec, atol=1e-2)

@@ -9,7 +9,7 @@ import typer
 
 from saebench.cli.app import app
 
-INTERPRET_KEYS = "Overrides of conf/interpret.yaml, such as interpret.tokens=1_000_000 judge.model=NAME"
+INTERPRET_KEYS = "Finished runs, and overrides of conf/interpret.yaml such as interpret.tokens=1_000_000 judge.model=NAME"
 
 
 def listed(text: str) -> list[str]:
@@ -19,18 +19,18 @@ def listed(text: str) -> list[str]:
 
 @app.command()
 def interpret(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished run")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE] ...", help=INTERPRET_KEYS)] = None,
+    given: Annotated[list[str], typer.Argument(metavar="RUN ... [KEY=VALUE] ...", help=INTERPRET_KEYS)],
     views: Annotated[str, typer.Option(help="Comma-separated: full, prefix:M[:J], budget:J, pruned:RULE:M")] = "full",
     latents: Annotated[int, typer.Option(help="How many latents of each view are scored")] = 200,
     score: Annotated[
         str, typer.Option(help="Comma-separated: intruder, coherence, ..., detection, fuzzing, simulation")
     ] = "",
 ) -> None:
-    """Collect the contexts that activate an SAE's latents, and score how well they can be understood."""
+    """Collect the contexts that activate the latents of finished runs, and score how well they can be understood."""
     from saebench.interpret.command import interpret, table_of
 
-    print(table_of(interpret(run, listed(views), latents, listed(score), overrides or [])))
+    runs = [Path(text) for text in given if "=" not in text]
+    print(table_of(interpret(runs, listed(views), latents, listed(score), [text for text in given if "=" in text])))
 
 
 @app.command()

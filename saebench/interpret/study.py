@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -143,14 +144,12 @@ def vocabulary_size(opened: Opened) -> int:
     return len(opened.stream.lm().model.get_output_embeddings().weight)
 
 
-def levels_of(opened: Opened, latents: Sequence[int]) -> dict[int, str]:
-    """The level of each latent in a nested dictionary, named by its range of latents; nothing for others."""
-    prefixes: list[int] = getattr(opened.sae, "prefixes", [])
-    if len(prefixes) < 2:
-        return {}
-    starts = [0, *prefixes[:-1]]
-    names = [f"{low}-{high - 1}" for low, high in zip(starts, prefixes, strict=True)]
-    return {i: names[sum(i >= high for high in prefixes[:-1])] for i in latents}
+def levels_of(sae: SAE, view: View) -> dict[str, tuple[int, int]]:
+    """The levels of a nested dictionary that a view has, as ranges of latents (low, high) by name; none for others."""
+    prefixes: list[int] = getattr(sae, "prefixes", [])
+    inside = [*(p for p in prefixes if p < view.m), view.m] if view.kind != "pruned" and len(prefixes) > 1 else []
+    ranges = list(pairwise([0, *inside]))
+    return {f"{low}-{high - 1}": (low, high) for low, high in ranges} if len(ranges) > 1 else {}
 
 
 def described(opened: Opened) -> dict[str, Any]:

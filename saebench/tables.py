@@ -15,6 +15,7 @@ import yaml
 
 from saebench.checks import require
 from saebench.finished import YAML_LOADER, finished_runs, parse, read_histograms, read_latents, read_runs, thin
+from saebench.interpreted import by_view, write_interpretability
 from saebench.sae_configs import with_neutral
 from saebench.store import read_json, write_text
 
@@ -35,6 +36,18 @@ MEASURES = {  # column: heading, decimals
     "nmse": ("NMSE", 4),
     "rsa_pearson": ("RSA", 4),
     "rsa_spearman": ("RSA rank", 4),
+}
+SCORES = {  # of interpretability, where `saebench interpret` made them: the mean over strata of frequency
+    "detection": ("detection", 3),
+    "fuzzing": ("fuzzing", 3),
+    "simulation": ("simulation", 3),
+    "intruder": ("intruder", 3),
+    "coherence": ("coherence", 3),
+    "probe": ("probe", 3),
+    "token_purity": ("token purity", 3),
+    "previous_token_purity": ("previous token purity", 3),
+    "document_purity": ("document purity", 3),
+    "consistency": ("consistency", 3),
 }
 UNSHOWN = ("cka", "nmse", "rsa_pearson", "rsa_spearman")  # in result_table
 CAPTION = (
@@ -67,7 +80,8 @@ def write_tables(outputs: Path) -> list[Path]:
     metrics = read_runs(folders, "metrics.csv")
     require(not metrics.empty, f"outputs={outputs}: no run has any row in metrics.csv; run `saebench evaluate`")
     runs = configurations(metrics, read_configs(folders))
-    rows = with_configuration(metrics, runs)
+    interpreted = write_interpretability(outputs, folders)
+    rows = with_scores(with_configuration(metrics, runs), interpreted)
     keys = list(runs.columns.drop(["run", *SEEDS]))
     views = summarise(rows, [*keys, *VIEW])
     summary = summarise(rows.loc[rows["view"] == "full"], [*keys, "mode", "tokens"])
@@ -80,7 +94,7 @@ def write_tables(outputs: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         write_text(folder / name, text)
-    return [folder / name for name in sorted(texts)]
+    return sorted([*(folder / name for name in texts), *interpreted])
 
 
 def read_table(outputs: Path, name: str) -> pd.DataFrame:
@@ -99,7 +113,7 @@ def result_table(outputs: Path) -> str:
     several = varying(shown)
     fixed = [f"{name} {shown[name].iloc[0]}" for name in [*PLACE, "tokens"] if name not in several]
     keys = [*(key for key in several if key not in SPARSITY), "sparsity"]
-    measured = [name for name in MEASURES if name not in UNSHOWN and max(shown[f"{name}_count"]) > 0]
+    measured = [name for name in measures(shown) if name not in UNSHOWN and max(shown[f"{name}_count"]) > 0]
     cuts = [measured[:n] for n in range(len(measured), 0, -1)]
     layouts = [*((names, True) for names in cuts[:3]), *((names, False) for names in cuts)]
     texts = [align(display(shown, keys, names, spread, 3)) for names, spread in layouts]
@@ -168,10 +182,25 @@ def with_configuration(metrics: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFram
     return rows[["run", *VIEW, *MEASURES]].merge(runs, on="run", validate="many_to_one")
 
 
+def with_scores(rows: pd.DataFrame, interpreted: list[Path]) -> pd.DataFrame:
+    """The rows with a column for each score of interpretability that any view has; `interpreted` are the tables of them."""
+    path = next((path for path in interpreted if path.stem == "interpretability"), None)
+    if path is None:
+        return rows
+    scores = by_view(parse(path.read_text(encoding="utf-8")))
+    keys = ["run", *(name for name in VIEW if name != "tokens")]
+    return rows.merge(scores[[*keys, *(name for name in SCORES if name in scores)]], on=keys, how="left")
+
+
+def measures(table: pd.DataFrame) -> list[str]:
+    """The columns of a table that measure something."""
+    return [*MEASURES, *(name for name in SCORES if name in table)]
+
+
 def summarise(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """Mean, sd (n - 1; missing for one run) and count of every measure over the runs that agree in `keys`."""
     groups = rows.groupby(keys, dropna=False, sort=True)
-    table = groups[list(MEASURES)].agg(["mean", "std", "count"])
+    table = groups[measures(rows)].agg(["mean", "std", "count"])
     table.columns = [
         name if part == "mean" else f"{name}_{'sd' if part == 'std' else part}" for name, part in table.columns
     ]
@@ -217,7 +246,7 @@ def display(table: pd.DataFrame, keys: list[str], measures: list[str], spread: b
     """A table of text: the key columns, the number of runs, and each measure as mean ± sd."""
     shown = {key.split(".")[-1]: table[key].map(cell) for key in keys} | {"n": table["runs"].map(str)}
     for name in measures:
-        heading, most = MEASURES[name]
+        heading, most = (MEASURES | SCORES)[name]
         means, sds = table[name], table[f"{name}_sd"] if spread else [np.nan] * len(table)
         shown[heading] = pd.Series(
             [number(mean, sd, min(most, decimals)) for mean, sd in zip(means, sds, strict=True)], index=table.index
@@ -249,6 +278,6 @@ def align(table: pd.DataFrame) -> str:
 def markdown(table: pd.DataFrame) -> str:
     """The table as Markdown, with every key column that holds anything."""
     keys = [key for key in table.columns[: table.columns.get_loc("runs")] if len(table[key].dropna())]
-    shown = display(table, keys, list(MEASURES), True, 4)
+    shown = display(table, keys, measures(table), True, 4)
     lines = [list(shown), ["---"] * shown.shape[1], *shown.to_numpy().tolist()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{CAPTION}\n"

@@ -62,13 +62,12 @@ def test_views_are_collected_in_one_pass_and_scored(trained: Path) -> None:
 def test_tables_gather_the_summaries_of_all_runs(trained: Path) -> None:
     interpret([trained], ["full"], 6, ["token_purity"], SMALL)
     outputs = trained.parent.parent
-    (outputs / "tables").mkdir(exist_ok=True)
-    (path,) = write_interpretability(outputs)
+    (path,) = write_interpretability(outputs, [trained])
     rows = pd.read_csv(path)
     assert set(rows["variant"]) == {"matryoshka"}
     assert "token_purity" in set(rows["score"])
     (path.parent / "agreement.csv").write_text("old")
-    write_interpretability(outputs)
+    write_interpretability(outputs, [trained])
     assert not (path.parent / "agreement.csv").exists()  # nothing was judged
 
 

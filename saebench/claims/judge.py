@@ -246,7 +246,7 @@ def judge_rows(claim: RowClaim, evidence: Evidence) -> Judged:
 def by_item(claim: RowClaim, evidence: Evidence) -> list[tuple[dict[str, Any], list[tuple[bool, str]]]]:
     """Whether the claim holds, and in which run, in every row that has all it needs: by everything but the seeds."""
     table = evidence.with_columns(claim.rows, [*claim.where])
-    rows = evidence.choose(table, claim.where)
+    rows = evidence.choose(claim.rows, claim.where)
     listed = [name for name, value in claim.where.items() if isinstance(value, list) and name not in RUN_COLUMNS]
     names = [name for name in (*PLACE, "d_sae", "k", *listed) if name in table]
     measured = rows.dropna(subset=[known(table, name) for name in claim.columns()])

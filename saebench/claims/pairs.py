@@ -15,6 +15,7 @@ from numpy import ndarray
 from saebench.checks import InputError, require
 from saebench.claims.effects import pooled
 from saebench.claims.labels import ambiguous, describe, differing, few, name_of
+from saebench.claims.points import Point, between, in_common
 from saebench.claims.rows import SUMS, Evidence, NoRowsError, known, view_name
 from saebench.claims.spec import Condition, PairClaim
 from saebench.tables import PLACE, SEEDS, missing
@@ -24,20 +25,6 @@ SAME_L0 = (
     0.01  # relative; so near the end of a curve its last value is taken, as thresholds miss their L0 by about as much
 )
 LOG_METRICS = ("mse", "nmse", "fvu", "fvu_std", "ce_sae", "ce_increase", "kl")  # interpolated on a log scale
-
-
-@dataclass(frozen=True)
-class Point:
-    """A metric of one side: its value, and where it is a ratio of sums over documents, its `draws` over resampled documents.
-
-    `documents` maps each document to its denominator: equal for both sides of a pair.
-    """
-
-    runs: tuple[str, ...]
-    l0: float
-    value: float
-    draws: ndarray | None = None
-    documents: dict[Any, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -112,8 +99,7 @@ def side_of(
     claim: PairClaim, side: dict[str, Any], condition: Condition, evidence: Evidence, shared: list[str]
 ) -> Side:
     """The rows of a side in which the metric was measured, by shared columns and by columns with several values asked for."""
-    table = evidence.table(claim.rows)
-    rows = evidence.choose(table, side | ({"tokens": condition.tokens} if condition.tokens else {}))
+    rows = evidence.choose(claim.rows, side | ({"tokens": condition.tokens} if condition.tokens else {}))
     measured = rows.loc[rows[condition.metric].notna()]
     if measured.empty:
         raise NoRowsError(f"{condition.metric} was not measured for {describe(side)}")
@@ -199,7 +185,8 @@ class Builder:
         pairs.append(self.effect(seed, left, right))
 
     def effect(self, seed: Key, left: Point, right: Point) -> Pair:
-        """The pair with its effect. Raises NoRowsError if the sides were not measured on the same documents."""
+        """The pair with its effect. Raises NoRowsError if the sides were not measured on the same documents or strata."""
+        left, right = in_common(left, right)
         same = left.documents.keys() == right.documents.keys() and all(
             math.isclose(size, right.documents[name], rel_tol=1e-3) for name, size in left.documents.items()
         )
@@ -218,8 +205,11 @@ class Builder:
 
     def point(self, row: dict[str, Any]) -> Point:
         """A row's metric, with its draws over documents; each row is looked at once for all claims."""
+        value = row[self.condition.metric]
+        if isinstance(value, dict):
+            return Point((row["run"],), math.nan, math.nan, strata=value)
         if self.claim.rows != "views":
-            return Point((row["run"],), math.nan, float(row[self.condition.metric]))
+            return Point((row["run"],), math.nan, float(value))
         key = (row["run"], view_name(row), self.condition.metric, self.condition.tokens)
         if key not in self.evidence.points:
             self.evidence.points[key] = self.measured(row)
@@ -262,17 +252,6 @@ class Builder:
         if not found:
             raise NoRowsError(f"no two rows have an equal L0 ({few(uncovered)}); train or evaluate more of them")
         return found, uncovered
-
-
-def between(low: Point, high: Point, l0: float, log: bool) -> Point:
-    """The point at `l0` on the line through two, in log L0 and the metric or its log."""
-    share = math.log(l0 / low.l0) / math.log(high.l0 / low.l0)
-
-    def mix(a: Any, b: Any) -> Any:
-        return np.exp((1 - share) * np.log(a) + share * np.log(b)) if log else (1 - share) * a + share * b
-
-    draws = None if low.draws is None or high.draws is None else mix(low.draws, high.draws)
-    return Point((*low.runs, *high.runs), l0, float(mix(low.value, high.value)), draws, low.documents)
 
 
 def only(rows: list[dict[str, Any]], label: dict[str, Any], side: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from saebench.checks import InputError, require
 from saebench.claims.labels import describe
 from saebench.config import RunConfig, as_dict
 from saebench.finished import YAML_LOADER, finished_runs, parse, read_lines, read_runs
+from saebench.interpreted import excesses
 from saebench.sae_configs import with_neutral
 from saebench.tables import flatten, missing
 
@@ -41,12 +42,13 @@ FREE = (
     "tracker",
 )  # config keys that say nothing about the weights
 LARGEST = "largest"
-MAKERS = {
+MAKERS = {  # table: the command that writes it
     "laws": "laws",
     "levels": "laws",
     "reached": "reach",
     "frontier": "tables",
-}  # table: the command that writes it
+    "interpretability": "interpret RUN ... --score ...` and then `saebench tables",
+}
 SUMS = {  # metric: numerator and denominator among the per-document sums; those with others rest on seeds alone
     "fvu": ("residual", "total"),
     "fvu_std": ("residual_std", "total_std"),
@@ -135,6 +137,7 @@ class Evidence:
         header, lines = read_lines(path)
         rows = parse("\n".join([header, *lines]) + "\n")
         require("run" in rows, f"{path}: has no column run, so its rows cannot be told apart")
+        rows = excesses(rows) if name == "interpretability" else rows
         return rows.loc[rows["run"].isin(self.done)]
 
     def with_run_columns(self, rows: pd.DataFrame) -> pd.DataFrame:
@@ -152,19 +155,19 @@ class Evidence:
         """The folders of the finished runs."""
         return [run.folder for run in self.runs if run.folder is not None]
 
-    def choose(self, table: pd.DataFrame, side: dict[str, Any]) -> pd.DataFrame:
+    def choose(self, name: str, side: dict[str, Any]) -> pd.DataFrame:
         """The rows of a table that a side describes. Raises NoRowsError naming the first of its keys that leaves none."""
-        rows = table
-        for name, value in sorted(side.items(), key=lambda item: item[1] == LARGEST):
-            column = self.run_column(rows, name) if "." in name else rows.loc[:, known(rows, name)]
+        rows = self.table(name)
+        for key, value in sorted(side.items(), key=lambda item: item[1] == LARGEST):
+            column = self.run_column(rows, key) if "." in key else rows.loc[:, known(rows, key)]
             found = rows.loc[matches(column, value)]
             if found.empty:
-                raise NoRowsError(self.absent(side, name))
+                raise NoRowsError(self.absent(name, side, key))
             rows = found
         return rows
 
-    def absent(self, side: dict[str, Any], name: str) -> str:
-        """What to make so that `side`, of whose rows key `name` left none, has rows."""
+    def absent(self, table: str, side: dict[str, Any], name: str) -> str:
+        """What to make so that `side`, of whose rows in a table key `name` left none, has rows."""
         planned = [run for run in self.runs if self.asks(run, side)]
         if not planned:
             keys = {key: value for key, value in side.items() if is_run_column(key)}
@@ -172,9 +175,10 @@ class Evidence:
         todo = [run for run in planned if run.folder is None]
         if todo:
             return f"no row has {describe(side)}; {self.to_make(todo)}"
-        return (
-            f"none of the {len(planned)} runs has a row with {describe({name: side[name]})} ({describe(side)}); "
-            "ask for it under evaluate, then run `saebench evaluate`"
+        return f"none of the {len(planned)} runs has a row with {describe({name: side[name]})} ({describe(side)}); " + (
+            f"make it by `saebench {MAKERS[table]}`"
+            if table in MAKERS
+            else "ask for it under evaluate, then run `saebench evaluate`"
         )
 
     def asks(self, run: Run, side: dict[str, Any]) -> bool:

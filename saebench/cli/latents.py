@@ -9,7 +9,9 @@ import typer
 
 from saebench.cli.app import app
 
-INTERPRET_KEYS = "Finished runs, and overrides of conf/interpret.yaml such as interpret.tokens=1_000_000 judge.model=NAME"
+INTERPRET_KEYS = (
+    "Finished runs, and overrides of conf/interpret.yaml such as interpret.tokens=1_000_000 judge.model=NAME"
+)
 
 
 def listed(text: str) -> list[str]:

@@ -15,11 +15,10 @@ from saebench.cli.app import ConfigDir, Outputs, Overrides, app
 def tables(outputs: Outputs = Path("outputs")) -> None:
     """Pivot the metrics of all runs into outputs/tables, and print the result."""
     from saebench.frontier import write_frontier
-    from saebench.interpreted import write_interpretability
     from saebench.seeds import write_seeds
     from saebench.tables import result_table, write_tables
 
-    makers = (write_tables, write_seeds, write_frontier, write_interpretability)
+    makers = (write_tables, write_seeds, write_frontier)
     written = [path for make in makers for path in make(outputs)]
     print(result_table(outputs))
     print(f"{len(written)} tables in {outputs / 'tables'}")

@@ -24,9 +24,10 @@ from saebench.checks import InputError
 from saebench.config import DataConfig, RunConfig
 from saebench.data import TokenStore
 from saebench.lm import LM
+from saebench.parallel import SOLO, World, stage_together
 from saebench.progress import Progress, say
 from saebench.saes.base import Stats
-from saebench.store import fault_of, key_of, read_json, stage, write_json, write_tensors
+from saebench.store import fault_of, key_of, read_json, seed_of, stage, write_json, write_tensors
 
 NUMERICS = 1  # raised by hand when the activations of an unchanged config change
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -128,35 +129,39 @@ def shard_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if name != "special"}
 
 
-def open_shards(cfg: RunConfig, inputs: dict[str, Any], store: TokenStore, lm: Callable[[], LM], d_in: int) -> Shards:
-    """The shards as `cache` says: made on disk if missing (disk), or computed when read (stream)."""
+def open_shards(
+    cfg: RunConfig, inputs: dict[str, Any], store: TokenStore, lm: Callable[[], LM], d_in: int, world: World = SOLO
+) -> Shards:
+    """The shards as `cache` says: made on disk if missing (disk), by every rank its part, or computed when read (stream)."""
     if cfg.cache == "stream":
         return Shards(cfg.data, store, lm, cfg.model.batch)
     inputs = shard_inputs(inputs)
     path = Path(cfg.outputs) / "activations" / key_of(inputs)
     shards = Shards(cfg.data, store, lm, cfg.model.batch)
-    stage(path, inputs, lambda partial: write_cache(partial, shards, d_in), resumes=True)
+    stage_together(world, path, inputs, lambda partial: write_cache(partial, shards, d_in, world), resumes=True)
     return DiskShards(cfg.data, store, lm, cfg.model.batch, path)
 
 
-def write_cache(partial: Path, shards: Shards, d_in: int) -> None:
-    """Write every shard that an interrupted process did not."""
-    left = [i for i in range(len(shards)) if not shard_file(partial, i).exists()]
-    seq_len = shards.store.seq_len
-    tokens = {i: len(shards.block_ids(i)) * seq_len for i in left}
-    announce(partial, shards, sum(tokens.values()), d_in)
-    done = len(shards.order) * seq_len - sum(tokens.values())
-    with Progress(len(shards.order) * seq_len, "tokens", "caching activations", start=done) as progress:
+def write_cache(partial: Path, shards: Shards, d_in: int, world: World) -> None:
+    """Write every shard that an interrupted process did not; each rank its own."""
+    own = range(world.rank, len(shards), world.size)
+    tokens = {i: len(shards.block_ids(i)) * shards.store.seq_len for i in own}
+    left = {i: n for i, n in tokens.items() if not shard_file(partial, i).exists()}
+    if world.leads:
+        announce(partial, shards, sum(left.values()), d_in, world.size)
+    total = sum(tokens.values())
+    with Progress(total, "tokens", "caching activations", start=total - sum(left.values())) as progress:
         for i in left:
             shard = shards.read(i, progress)
             tensors = {"x": shard.x, "tokens": shard.tokens.int(), "documents": shard.documents.int()}
             write_tensors(shard_file(partial, i), tensors | {"special": shards.store.special(shard.tokens)})
-    write_json(partial / "manifest.json", {"shards": len(shards), "blocks": len(shards.order), "d_in": d_in})
+    if world.leads:
+        write_json(partial / "manifest.json", {"shards": len(shards), "blocks": len(shards.order), "d_in": d_in})
 
 
-def announce(partial: Path, shards: Shards, tokens: int, d_in: int) -> None:
-    """Say how many tokens and bytes are to be written and about how long it takes; raise InputError if the disk is too small."""
-    size = tokens * (d_in * DTYPES[shards.cfg.dtype].itemsize + 9)
+def announce(partial: Path, shards: Shards, tokens: int, d_in: int, ranks: int) -> None:
+    """Say how much the ranks, each with so many tokens, write and how long it takes; InputError if the disk is too small."""
+    size = tokens * ranks * (d_in * DTYPES[shards.cfg.dtype].itemsize + 9)
     free = shutil.disk_usage(partial).free
     if size > free:
         raise InputError(
@@ -168,7 +173,7 @@ def announce(partial: Path, shards: Shards, tokens: int, d_in: int) -> None:
     began = time.monotonic()
     shards.lm().activations(probe)
     seconds = (time.monotonic() - began) / probe.numel() * tokens
-    say(f"caching {tokens:,} tokens of activations, {size / 1e9:.2f} GB, about {seconds:,.0f} s")
+    say(f"caching {tokens * ranks:,} tokens of activations, {size / 1e9:.2f} GB, about {seconds:,.0f} s")
 
 
 @dataclass(frozen=True)
@@ -235,18 +240,17 @@ class Window(NamedTuple):
 
 
 class Batches:
-    """batch s of activations [batch_size, d_in] for s = 0, 1, ...; rows that do not fill a window's last batch are left out."""
+    """batch s of activations [batch_size, d_in] for s = 0, 1, ...; rows that do not fill a window's last batch are left out.
+
+    A rank among several gets its part of each, [batch_size / size, d_in].
+    """
 
     def __init__(
-        self,
-        shards: Shards,
-        rows: list[int],
-        batch_size: int,
-        window_tokens: int,
-        order_seed: int,
-        pinned: bool = False,
-    ) -> None:
+        self, shards: Shards, rows: list[int], batch_size: int, window_tokens: int, order_seed: int, pinned: bool = False,
+        world: World = SOLO,
+    ) -> None:  # fmt: skip
         self.shards, self.rows, self.pinned = shards, rows, pinned  # pinned: in memory that a GPU reads directly
+        self.world, self.part = world, world.part(batch_size)
         self.batch_size, self.window_tokens, self.order_seed = batch_size, window_tokens, order_seed
 
     @cached_property
@@ -274,9 +278,10 @@ class Batches:
             epoch += 1
 
     def load(self, window: Window) -> Tensor:
-        """The window's activations, shuffled: [rows, d_in]."""
+        """The window's activations, shuffled: [rows, d_in], or the rank's part of them."""
         x = torch.cat([self.shards.read(i).rows() for i in window.shards])
-        x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(window.seed))]
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(window.seed))
+        x = x[self.world.own(order, self.batch_size)]
         return x.pin_memory() if self.pinned else x
 
     def between(self, start: int, stop: int) -> Iterator[Tensor]:
@@ -291,10 +296,5 @@ class Batches:
                 if following.first < stop:
                     loading = pool.submit(self.load, following)
                 for s in range(max(start, window.first), min(stop, window.first + window.steps)):
-                    yield x[(s - window.first) * self.batch_size :][: self.batch_size]
+                    yield x[(s - window.first) * self.part :][: self.part]
                 window = following
-
-
-def seed_of(*parts: int) -> int:
-    """A 63-bit seed from small integers, so that nearby ones give unrelated streams."""
-    return int(key_of({"seed": list(parts)}), 16)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from saebench.checks import InputError
 from saebench.member import Member
+from saebench.parallel import SOLO, World
 from saebench.progress import say
 from saebench.store import checksum, read_json, write_json, write_tensors
 
@@ -83,12 +84,14 @@ class Saver:
     """Saves members every `seconds` (0: never), less often where that would take more than SHARE of the time.
 
     Fresh members first go on from their newest checkpoints. Inside `watching()` the first SIGINT or SIGTERM is only noted;
-    `after_step` then saves and raises KeyboardInterrupt; a second one interrupts at once.
+    `after_step` then saves and raises KeyboardInterrupt; a second one interrupts at once. Among several ranks rank 0 saves, and
+    a signal to one of them is noted by all.
     """
 
-    def __init__(self, folders: dict[Path, Member], seconds: float) -> None:
-        self.folders, self.seconds = folders, seconds
-        going_on = sum([load_checkpoint(member, folder) for folder, member in folders.items()])
+    def __init__(self, folders: dict[Path, Member], seconds: float, world: World = SOLO) -> None:
+        self.folders, self.seconds, self.world = folders, seconds, world
+        with world.first():  # which removes what is torn
+            going_on = sum([load_checkpoint(member, folder) for folder, member in folders.items()])
         if going_on:
             say(f"{going_on} of {len(folders)} SAEs go on from a checkpoint")
         self.next = time.monotonic() + seconds
@@ -96,7 +99,7 @@ class Saver:
 
     def after_step(self) -> None:
         """Save if it is time."""
-        if self.asked:
+        if self.world.either(self.asked):
             self.save()
             raise KeyboardInterrupt
         if self.seconds > 0 and time.monotonic() >= self.next:
@@ -106,6 +109,8 @@ class Saver:
     def save(self) -> float:
         """Save every member that did not fail and has steps to go; returns the seconds it took."""
         began = time.monotonic()
+        if not self.world.leads:
+            return 0.0
         for folder, member in self.folders.items():
             member.settle()
             if member.failure is None and member.done > 0:
@@ -129,7 +134,7 @@ class Saver:
     def mark_failed(self) -> None:
         """Leave word in the folders of members that failed."""
         for folder, member in self.folders.items():
-            if member.failure is not None:
+            if member.failure is not None and self.world.leads:
                 write_json(folder / FAILED, {"failure": member.failure})
 
     def note(self, number: int, frame: FrameType | None) -> None:

@@ -13,6 +13,10 @@ class WorkError(RuntimeError):
     """Work that was handed to other processes failed there: one line naming their logs; the command ends with exit code 1."""
 
 
+class RankLost(RuntimeError):  # noqa: N818
+    """Another rank of a job under torchrun is gone, so that this one cannot go on; the command ends with exit code 1."""
+
+
 def require(ok: bool, message: str) -> None:
     """Raise InputError(message) unless `ok`."""
     if not ok:

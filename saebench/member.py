@@ -13,6 +13,7 @@ from torch import Tensor
 from saebench.config import RunConfig
 from saebench.memory import Late, Stopwatch
 from saebench.optim import Adam, remove_parallel
+from saebench.parallel import SOLO, World
 from saebench.progress import say
 from saebench.saes import SAE, Stats, Step, build
 from saebench.schedules import lr_factor, sparsity_factor
@@ -36,12 +37,14 @@ class Pending(NamedTuple):
 class Member:
     """One run's training state; `step(x)` advances it by one batch of raw activations, `settle()` ends the log.
 
-    No step waits for the device: what is logged, and which latents are dead, is read one step later.
+    No step waits for the device: what is logged, and which latents are dead, is read one step later. Ranks that share each
+    batch hold the same member.
     """
 
-    def __init__(self, cfg: RunConfig, stats: Stats, device: torch.device) -> None:
-        self.cfg, self.device = cfg, device
+    def __init__(self, cfg: RunConfig, stats: Stats, device: torch.device, world: World = SOLO) -> None:
+        self.cfg, self.device, self.world = cfg, device, world
         self.sae: SAE = build(cfg.sae, stats, cfg.seed).to(device)
+        self.sae.world = world
         self.lr = cfg.train.learning_rate(cfg.sae.d_sae)
         self.optimizer = Adam(self.sae, cfg.train, self.sae.lr_factors())
         self.mixed = cfg.train.resolve_precision(device.type) == "bfloat16"
@@ -60,7 +63,7 @@ class Member:
         self.failure: str | None = None
 
     def step(self, x: Tensor) -> None:
-        """One optimiser step on activations x [n, d_in] as the model gave them."""
+        """One optimiser step on activations x [n, d_in] as the model gave them, this rank's part of the batch."""
         self.settle()
         with self.watch:
             self.advance(x)
@@ -74,7 +77,8 @@ class Member:
             if self.dead is not None and self.cfg.sae.aux_weight > 0:
                 step = step._replace(loss=step.loss + self.sae.aux_backward(seen, step.x_hat, self.dead))
         self.update()
-        self.since_fired = torch.where(step.fired, 0, self.since_fired + len(x))
+        fired = self.world.any(step.fired)
+        self.since_fired = torch.where(fired, 0, self.since_fired + len(x) * self.world.size)
         self.done += 1
         order = self.sae.order_after(self.done)
         if order is not None:
@@ -86,6 +90,7 @@ class Member:
 
     def update(self) -> None:
         """Clipping, and Adam at the scheduled rate; the decoder's rows keep unit norm."""
+        self.world.average([p.grad for p in self.sae.parameters() if p.grad is not None])
         if self.cfg.train.clip > 0:
             assert self.sae.W_dec.grad is not None
             remove_parallel(self.sae.W_dec.grad, self.sae.W_dec)  # what the step ignores must not count
@@ -111,9 +116,11 @@ class Member:
         """Send loss, FVU and L0 on their way into the log."""
         tokens = self.done * self.cfg.train.batch_size
         since = tokens - (self.log[-1]["tokens"] if self.log else 0)
-        fvu = (x - step.x_hat).square().sum() / (x - x.mean(0)).square().sum()
+        mean = self.world.mean(x.mean(0))  # [d_in]
+        fvu = self.world.sum((x - step.x_hat).square().sum()) / self.world.sum((x - mean).square().sum())
         now = time.monotonic()
-        measured = Late(torch.stack([step.loss.detach().float(), fvu, step.l0]))
+        loss, l0 = self.world.mean(step.loss.detach().float()), self.world.mean(step.l0)
+        measured = Late(torch.stack([loss, fvu, l0]))
         dead = 0 if self.dead is None else len(self.dead)
         lr = self.lr * lr_factor(self.cfg.train, self.done - 1, self.steps)
         rate = since / max(now - self.clock, 1e-9)

@@ -7,7 +7,6 @@ once, and all members train on it. A run that is done is left as it is.
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -18,14 +17,7 @@ from typing import Any
 
 import torch
 
-from saebench.activations import (
-    ActivationStats,
-    Batches,
-    Shards,
-    activation_inputs,
-    open_shards,
-    open_stats,
-)
+from saebench.activations import ActivationStats, Batches, Shards, activation_inputs, open_shards, open_stats
 from saebench.checkpoint import Saver, clear
 from saebench.checks import InputError
 from saebench.config import RunConfig, as_dict, recorded
@@ -35,19 +27,19 @@ from saebench.heldout import HeldOut, Subject
 from saebench.lm import LM, check_seq_len, describe, load_lm, load_tokenizer, resolve_device, resolve_dtype, special_ids
 from saebench.member import Member
 from saebench.memory import keep_freed_memory
-from saebench.runs import METRICS, describe_run, read_latents, write_csv
+from saebench.parallel import SOLO, World, join
+from saebench.runs import METRICS, describe_run, environment, read_latents, write_csv
 from saebench.sae_configs import keyed
 from saebench.saes.files import load_sae, save_sae
 from saebench.similarity import save_gram
 from saebench.store import (
+    begin,
     finish,
     is_done,
     key_of,
-    lock,
     open_partial,
     partial_of,
     stage,
-    versions,
     write_json,
     write_text,
 )
@@ -71,20 +63,25 @@ class Stream:
     stats: ActivationStats
     lm: Callable[[], LM]
     device: torch.device
+    world: World = SOLO
 
 
 def open_stream(cfg: RunConfig) -> Stream:
     """Tokens and activations of `cfg`, made if missing. Raises InputError for what the model or the data lack."""
-    device = resolve_device(cfg.device)
+    world = join()
+    device = world.device(resolve_device(cfg.device), cfg.device)
     info = describe(cfg.model)
     check_seq_len(cfg.data.seq_len, info.max_positions, cfg.model.name)
     tokenizer = load_tokenizer(cfg.model)
-    store = tokenise(cfg.data, tokenizer, special_ids(tokenizer), cfg.model.name, Path(cfg.outputs))
+    with world.first():
+        store = tokenise(cfg.data, tokenizer, special_ids(tokenizer), cfg.model.name, Path(cfg.outputs))
     dtype = str(resolve_dtype(cfg.model.dtype, device)).removeprefix("torch.")
     inputs = activation_inputs(cfg, token_inputs(cfg.data, tokenizer), info.fingerprint(), dtype)
     lm = cache(lambda: load_lm(cfg.model, device))
-    shards = open_shards(cfg, inputs, store, lm, info.d_model)
-    return Stream(inputs, store, shards, open_stats(cfg, inputs, shards), lm, device)
+    shards = open_shards(cfg, inputs, store, lm, info.d_model, world)
+    with world.first():
+        stats = open_stats(cfg, inputs, shards)
+    return Stream(inputs, store, shards, stats, lm, device, world)
 
 
 def run_inputs(cfg: RunConfig, stream: Stream) -> dict[str, Any]:
@@ -157,7 +154,7 @@ def open_batches(cfg: RunConfig, stream: Stream) -> Batches:
     train = cfg.train
     rows = stream.stats.summary["rows"]
     pinned = stream.device.type == "cuda"
-    return Batches(stream.shards, rows, train.batch_size, train.window_tokens, train.order_seed, pinned)
+    return Batches(stream.shards, rows, train.batch_size, train.window_tokens, train.order_seed, pinned, stream.world)
 
 
 Members = dict[Path, Member]  # by run folder
@@ -169,33 +166,35 @@ def train_gang(
     """Train, in one pass over the batches, every run of a gang that is not done; those that `keep` returns are saved.
 
     Each goes on from its newest checkpoint, in the folder of the unfinished run. That of a run that failed stays there.
+    Ranks train together; the first locks, saves and writes.
     """
+    world = stream.world
     with ExitStack() as locks:
         todo: dict[Path, RunConfig] = {}
         for cfg, folder in sorted(zip(configs, folders, strict=True), key=lambda pair: pair[1]):
-            if folder in todo or is_done(folder, run_inputs(cfg, stream)):
-                continue
-            locks.enter_context(lock(folder))
-            if not is_done(folder, run_inputs(cfg, stream)):
+            begins = partial(begin, folder, run_inputs(cfg, stream), locks)
+            if folder not in todo and world.decided(begins):
                 todo[folder] = cfg
         if not todo:
             return
         keep_freed_memory()
-        members = {folder: Member(cfg, stream.stats, stream.device) for folder, cfg in todo.items()}
-        begun = {open_partial(folder, run_inputs(cfg, stream)): members[folder] for folder, cfg in todo.items()}
+        members = {folder: Member(cfg, stream.stats, stream.device, world) for folder, cfg in todo.items()}
         batches = open_batches(next(iter(todo.values())), stream)
-        saver = Saver(begun, configs[0].checkpoint)
-        with saver.watching(), Following({folder.name: m for folder, m in members.items()}) as trackers:
+        saver = Saver({partial_of(folder): member for folder, member in members.items()}, configs[0].checkpoint, world)
+        followed = {folder.name: member for folder, member in members.items() if world.leads}
+        with saver.watching(), Following(followed) as trackers:
             train(list(members.values()), batches, trackers.before(saver.after_step))
         saver.mark_failed()
         finished = {folder: member for folder, member in members.items() if member.failure is None}
         whole = keep(finished)
-        for dropped in finished.keys() - whole.keys():
+        for dropped in finished.keys() - whole.keys() if world.leads else ():
             shutil.rmtree(partial_of(dropped))
         tokens = configs[0].train.importance_tokens
         columns = importance([m.sae for m in whole.values()], batches, tokens, stream.device)
         for (folder, member), latents in zip(whole.items(), columns, strict=True):
-            save_run(folder, member, latents, stream)
+            if world.leads:
+                save_run(folder, member, latents, stream)
+        world.wait()
 
 
 def save_run(folder: Path, member: Member, latents: list[dict[str, Any]], stream: Stream) -> None:
@@ -209,14 +208,9 @@ def save_run(folder: Path, member: Member, latents: list[dict[str, Any]], stream
     from omegaconf import OmegaConf
 
     write_text(unfinished / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(recorded(cfg))))
-    write_json(unfinished / "env.json", environment(stream.device) | {"activations": stream.stats.summary})
+    ranks = {"ranks": stream.world.size, "activations": stream.stats.summary}
+    write_json(unfinished / "env.json", environment(stream.device) | ranks)
     finish(unfinished, folder, inputs)
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, device and threads, for env.json."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {"versions": versions(), "device": str(device), "device_name": name, "threads": torch.get_num_threads()}
 
 
 def evaluate_gang(
@@ -224,19 +218,24 @@ def evaluate_gang(
 ) -> None:
     """Evaluate, in one pass over the held-out tokens, the runs whose evaluation is missing; then publish all metrics.csv.
 
-    `opened` keeps the held-out activations for a later call.
+    `opened` keeps the held-out activations for a later call. Each of several ranks evaluates some of the runs.
     """
+    world = stream.world
     groups: dict[str, list[int]] = {}
     for i, cfg in enumerate(configs):
         groups.setdefault(key_of(evaluation_inputs(cfg)), []).append(i)
     keep_freed_memory()
     opened = {} if opened is None else opened
     for group in groups.values():
-        todo = {folders[i]: configs[i] for i in group if not is_done(*evaluation_stage(folders[i], configs[i]))}
-        if todo:
-            measure(todo, stream, open_heldout(configs[group[0]], stream, opened))
-        for i in group:
+        stages = {i: evaluation_stage(folders[i], configs[i]) for i in group}
+        todo = {folders[i]: configs[i] for i in group if not world.decided(partial(is_done, *stages[i]))}
+        own = dict(list(todo.items())[world.rank :: world.size])
+        if own:
+            measure(own, stream, open_heldout(configs[group[0]], stream, opened))
+        world.wait()
+        for i in group if world.leads else ():
             publish(folders[i], configs[i])
+    world.wait()
 
 
 def publish(folder: Path, cfg: RunConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import Self
@@ -9,6 +10,7 @@ from typing import Self
 from tqdm import tqdm
 
 LINE_EVERY = 10.0  # seconds between plain lines
+hushed = False
 
 
 class Progress:
@@ -19,7 +21,7 @@ class Progress:
         self.done, self.note = start, ""
         self.start, self.began = start, time.monotonic()
         self.line_at, self.said = self.began + LINE_EVERY, -1
-        terminal = sys.stderr.isatty()
+        terminal = sys.stderr.isatty() and not hushed
         self.bar = tqdm(total=total, initial=start, unit=" " + unit, desc=title, unit_scale=True) if terminal else None
 
     def __enter__(self) -> Self:
@@ -44,6 +46,8 @@ class Progress:
             self._line()
 
     def _line(self) -> None:
+        if hushed:
+            return
         self.said = self.done
         elapsed = max(time.monotonic() - self.began, 1e-9)
         rate = (self.done - self.start) / elapsed
@@ -55,4 +59,12 @@ class Progress:
 
 def say(text: str) -> None:
     """Print a line of information on standard error, above any bar."""
-    tqdm.write(text, file=sys.stderr)
+    if not hushed:
+        tqdm.write(text, file=sys.stderr)
+
+
+def hush() -> None:
+    """Print nothing from here on but errors, in a process that another speaks for."""
+    global hushed
+    hushed = True
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from saebench.config import RunConfig
-from saebench.store import write_text
+from saebench.store import versions, write_text
 
 METRICS = [
     "run",
@@ -96,3 +97,9 @@ def describe_run(name: str, cfg: RunConfig, d_in: int) -> dict[str, Any]:
         "k": getattr(cfg.sae, "k", None),
         "coefficient": coefficient,
     }
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, device and threads, for env.json."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {"versions": versions(), "device": str(device), "device_name": name, "threads": torch.get_num_threads()}

@@ -21,6 +21,7 @@ from typing import Any
 
 from saebench.checks import InputError
 from saebench.config import RunConfig, as_dict
+from saebench.parallel import join
 from saebench.pipeline import Members, Stream, gangs, open_stream, run_folder, run_inputs, train_gang
 from saebench.progress import say
 from saebench.runs import write_csv
@@ -60,7 +61,7 @@ def search(configs: list[RunConfig]) -> None:
 def with_rates(configs: list[RunConfig]) -> list[RunConfig]:
     """The configs with the learning rates of the searches that are done; writes them as outputs/tables/lr_search.csv."""
     chosen, tables = rates(configs)
-    for outputs, rows in tables.items():
+    for outputs, rows in tables.items() if join().leads else ():
         folder = Path(outputs) / "tables"
         folder.mkdir(parents=True, exist_ok=True)
         write_csv(folder / TABLE, rows)
@@ -142,13 +143,16 @@ def try_all(groups: list[Group], stream: Stream) -> None:
     measured = [(g, [losses.get(folders[id(trial)], math.inf) for trial in g.trials]) for g in groups]
     for g, mine in sorted(measured, key=lambda pair: min(pair[1])):  # a group without any comes last, with its error
         rows = describe(g, mine)
+        if not stream.world.leads:
+            continue
         record = {"trials": [inputs[id(trial)] for trial in g.trials]}
         stage(g.path, record, partial(write_search, rows=rows))
         for trial, row in zip(g.trials, rows, strict=True):
             if row["chosen"]:
                 adopt(folders[id(trial)], final[id(trial)])
-    for folder in folders.values():
+    for folder in folders.values() if stream.world.leads else ():
         shutil.rmtree(partial_of(folder), ignore_errors=True)  # of trials that failed
+    stream.world.wait()
 
 
 def write_search(folder: Path, rows: list[dict[str, Any]]) -> None:

@@ -7,15 +7,19 @@ unspecified, but the same for the same input.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from saebench import kernels
+from saebench.parallel import SOLO, World
 from saebench.sparse import SparseLatents
 
 CHUNK = 32
 MOST_IN_KERNEL = 512  # latents of a row: the Triton kernel holds k chunks in registers
+OFFERED = 1.25  # of its even share of a selection over ranks, what a rank offers at first
 NUMPY = (torch.float32, torch.float64)  # what numpy's vectorised quickselect takes
 
 
@@ -117,11 +121,52 @@ def ranked_latents(acts: Tensor, k: int) -> SparseLatents:
     return SparseLatents.from_rows(active(values), indices.gather(1, order), acts.shape[1])
 
 
-def batch_topk_latents(acts: Tensor, k: int) -> SparseLatents:
-    """relu of the n * k largest (pre-)activations of the whole batch, rising by latent within each row, as SparseLatents."""
+def batch_topk_latents(acts: Tensor, k: int, world: World = SOLO) -> SparseLatents:
+    """relu of the n * k largest (pre-)activations of the whole batch, rising by latent within each row, as SparseLatents.
+
+    The batch is that of all ranks, and acts [n, d_sae] the rows of this one.
+    """
     n, d_sae = acts.shape
-    values, flat = flat_topk(acts, n * k)
+    values, flat = flat_topk(acts, n * k) if world.size == 1 else ranks_topk(acts, n * k, world)
     return SparseLatents.from_flat(active(values), flat, n, d_sae)
+
+
+def ranks_topk(acts: Tensor, count: int, world: World) -> tuple[Tensor, Tensor]:
+    """This rank's part, as `flat_topk` gives it, of the size * count largest of all ranks' acts [n, d_sae]."""
+    values, flat, taken = acts.new_empty(0), torch.empty(0, dtype=torch.int64), 0
+    for offered in offers(count, min(world.size * count, acts.numel())):
+        values, flat = flat_topk(acts, offered)
+        (shares,) = taken_of(values, [world.size * count], world).T.tolist()  # of each rank
+        taken = shares[world.rank]
+        if max(shares) < offered:
+            break
+    best = values.sort(descending=True, stable=True).indices[:taken].sort().values
+    return values[best], flat[best]
+
+
+def offers(count: int, limit: int) -> Iterator[int]:
+    """How many of its largest values each rank offers, until no rank sees all of them taken: what it kept back is then no
+
+    larger than what was left. The last is `limit`, of which that need not hold.
+    """
+    offered = int(count * OFFERED) + 1
+    while offered < limit:
+        yield offered
+        offered *= 2
+    yield limit
+
+
+def taken_of(values: Tensor, counts: list[int], world: World) -> Tensor:
+    """How many of each rank's values [m] are among the counts[i] largest of all ranks' values: [size, len(counts)].
+
+    Of equal values the lowest rank's are taken first. A count above size * m takes all.
+    """
+    every = world.gather(values).reshape(-1)  # [size * m]
+    owners = every.sort(descending=True, stable=True).indices // len(values)
+    ranks = torch.arange(world.size, device=values.device).unsqueeze(1)
+    running = (owners == ranks).cumsum(1)  # [size, size * m]
+    ends = torch.tensor(counts, device=values.device).clamp(max=len(every)) - 1
+    return running[:, ends]
 
 
 def threshold_latents(acts: Tensor, threshold: float | Tensor) -> SparseLatents:

@@ -14,7 +14,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,11 @@ def key_of(inputs: dict[str, Any]) -> str:
     """The first 12 hex digits of the SHA-256 of `inputs` as canonical JSON."""
     text = json.dumps(inputs, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def seed_of(*parts: int) -> int:
+    """A 63-bit seed from small integers, so that nearby ones give unrelated streams."""
+    return int(key_of({"seed": list(parts)}), 16)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -153,6 +158,17 @@ def stage(path: Path, inputs: dict[str, Any], make: Callable[[Path], None], resu
                 shutil.rmtree(partial)
             raise
         finish(partial, path, inputs)
+    return True
+
+
+def begin(path: Path, inputs: dict[str, Any], locks: ExitStack) -> bool:
+    """Whether a stage is to be made; then its lock is held in `locks` and its folder `partial_of(path)` is there."""
+    if is_done(path, inputs):
+        return False
+    locks.enter_context(lock(path))
+    if is_done(path, inputs):
+        return False
+    open_partial(path, inputs)
     return True
 
 

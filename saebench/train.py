@@ -24,7 +24,7 @@ def train(members: list[Member], batches: Batches, after_step: Callable[[], None
             for member in running(members):
                 if member.done == s:  # else it is ahead of the others
                     member.step(batch)
-            progress.advance(len(batch), note(members))
+            progress.advance(batches.batch_size, note(members))
             if not running(members):
                 break
             after_step()
@@ -47,7 +47,7 @@ def note(members: list[Member]) -> str:
 def importance(saes: list[SAE], batches: Batches, tokens: int, device: torch.device) -> list[list[dict[str, Any]]]:
     """For each SAE a row per latent: firing frequency, energy E[z^2] (normalised space, inference rule), decoder norm.
 
-    Measured over about `tokens` training tokens, read once for all.
+    Measured over about `tokens` training tokens, read once for all, by every rank its part.
     """
     fired = [torch.zeros(sae.d_sae, dtype=torch.float64, device=device) for sae in saes]
     energy = [torch.zeros_like(f) for f in fired]
@@ -59,8 +59,9 @@ def importance(saes: list[SAE], batches: Batches, tokens: int, device: torch.dev
                 latents = sae.encode(x)
                 f.index_add_(0, latents.indices, (latents.values > 0).double())
                 e.index_add_(0, latents.indices, latents.values.double().square())
-            progress.advance(len(batch))
-    n = steps * batches.batch_size
+            progress.advance(batches.batch_size)
+    n, world = steps * batches.batch_size, batches.world
+    fired, energy = [world.sum(f) for f in fired], [world.sum(e) for e in energy]
     return [latent_rows(sae, f / n, e / n) for sae, f, e in zip(saes, fired, energy, strict=True)]
 
 

@@ -14,7 +14,7 @@ FLOORS = [
     {"config"},
     {"progress", "pythondocs", "assets"},
     {"store", "kernels", "memory", "metrics", "schedules", "textfiles"},
-    {"sparse", "optim", "finished", "verify"},
+    {"parallel", "sparse", "optim", "finished", "verify"},
     {"interpreted", "nested", "select", "similarity", "data"},
     {"runs", "lm", "tables", "tails", "levels"},
     {"saes", "splice", "figures", "laws", "claims", "seeds", "choose", "frontier"},

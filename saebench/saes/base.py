@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from saebench.nested import attach_encoder, nested_loss
 from saebench.optim import normalise_rows
+from saebench.parallel import SOLO, World
 from saebench.sae_configs import SAEConfig
 from saebench.select import top_mask
 from saebench.sparse import SparseLatents
@@ -67,6 +68,7 @@ class SAE(nn.Module):
 
     modes: tuple[str, ...] = ("threshold",)  # how `own_rule` may set the number of active latents, the default first
     generator: torch.Generator | None = None  # of what training draws, if it draws anything
+    world: World = SOLO  # the ranks that share the batches of training
     dense = False  # whether training computes with all latents, in tensors that torch.compile can fuse
 
     def __init__(self, cfg: SAEConfig, stats: Stats, seed: int) -> None:

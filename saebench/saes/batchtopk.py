@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from saebench.checks import InputError
+from saebench.parallel import SOLO, World
 from saebench.sae_configs import BatchTopKConfig
 from saebench.saes.base import SAE, Stats, Step
 from saebench.select import batch_topk_latents, threshold_latents
@@ -34,8 +35,8 @@ class BatchTopK(SAE):
         return batch_rule(acts, self.threshold, self.cfg.k, k, mode)
 
     def loss(self, x: Tensor, factor: float) -> Step:
-        latents = batch_topk_latents(self.scores(x), self.knob(self.cfg.k, factor))
-        self.threshold.copy_(moved(self.threshold, latents.values, self.cfg.threshold_decay))
+        latents = batch_topk_latents(self.scores(x), self.knob(self.cfg.k, factor), self.world)
+        self.threshold.copy_(moved(self.threshold, latents.values, self.cfg.threshold_decay, self.world))
         return self.nested_step(x, latents, latents.offsets, x.new_full((1,), 1 / self.d_in))
 
 
@@ -50,8 +51,9 @@ def batch_rule(acts: Tensor, threshold: Tensor, own_k: int, k: int | None, mode:
     return threshold_latents(acts, threshold)
 
 
-def moved(threshold: Tensor, kept: Tensor, decay: float) -> Tensor:
+def moved(threshold: Tensor, kept: Tensor, decay: float, world: World = SOLO) -> Tensor:
     """The threshold [] moved towards the smallest positive of the batch's kept values [nnz]; a batch without one is ignored."""
-    smallest = torch.where(kept > 0, kept, torch.inf).amin()
+    positive = torch.where(kept > 0, kept, torch.inf)
+    smallest = world.least(positive.amin() if len(kept) > 0 else kept.new_tensor(torch.inf))
     started = torch.where(threshold < 0, smallest, torch.lerp(smallest, threshold, decay))
     return torch.where(smallest.isfinite(), started, threshold)

@@ -52,5 +52,5 @@ class Gated(SAE):
         loss = (x - x_hat).square().mean() + penalty + (x - x_hat_gate).square().mean()
         active = z.detach() > 0  # [n, d_sae]
         l0 = active.sum() / len(x)
-        self.coefficient.copy_(steered(self.coefficient, l0, self.cfg.target_l0))
+        self.coefficient.copy_(steered(self.coefficient, l0, self.cfg.target_l0, self.world))
         return Step(loss, x_hat.detach(), active.any(0), l0)

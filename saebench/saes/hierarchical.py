@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from saebench.parallel import World
 from saebench.sae_configs import HierarchicalConfig
 from saebench.saes.base import SAE, Stats, Step
 from saebench.select import ranked_latents, topk_latents
@@ -45,7 +46,7 @@ class Hierarchical(SAE):
         segments = torch.cat([starts.reshape(-1), latents.offsets[-1:]])
         errors = None if self.errors is None else self.errors[:n_levels]
         step = self.nested_step(x, latents, segments, level_weights(self.cfg, n_levels, errors, x))
-        move_errors(errors, step.errors)
+        move_errors(errors, step.errors, self.world)
         return step
 
 
@@ -63,8 +64,8 @@ def level_weights(cfg: HierarchicalConfig, n_levels: int, errors: Tensor | None,
     return weights / (weights.sum() * x.shape[1])
 
 
-def move_errors(running: Tensor | None, errors: Tensor | None) -> None:
-    """Move the running errors, if they are kept, towards those of a step."""
+def move_errors(running: Tensor | None, errors: Tensor | None, world: World) -> None:
+    """Move the running errors, if they are kept, towards those of a step on all ranks."""
     if running is not None:
         assert errors is not None
-        running.lerp_(errors.to(running.dtype), 1 - ERROR_DECAY)
+        running.lerp_(world.mean(errors).to(running.dtype), 1 - ERROR_DECAY)

@@ -72,4 +72,4 @@ class JumpReLU(SAE):
         """The L0 penalty for a mean L0."""
         if self.cfg.target_l0 is None:
             return l0 / self.d_in
-        return (l0 / self.cfg.target_l0 - 1).square()
+        return (self.world.mean(l0) / self.cfg.target_l0 - 1).square()

@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 
 from saebench.nested import segment_sums
+from saebench.parallel import SOLO, World
 from saebench.sae_configs import LatticeConfig
 from saebench.saes.base import SAE, Stats, Step
 from saebench.saes.batchtopk import UNSET, batch_rule, moved
 from saebench.saes.hierarchical import level_weights, move_errors
-from saebench.select import active, flat_topk, row_topk, topk_latents
+from saebench.select import active, flat_topk, offers, row_topk, taken_of, topk_latents
 from saebench.sparse import SparseLatents
 
 ENERGY_DECAY = 0.9  # of the running mean by which latents are put in order
@@ -66,20 +67,22 @@ class Lattice(SAE):
         k = self.knob(self.cfg.k, factor)
         budgets = [*(j for j in self.budgets if j < k), k]
         prefixes = self.draw()
-        select = batch_levels if self.cfg.selection == "batch" else row_levels
-        latents, segments = select(self.scores(x), prefixes, budgets)  # n rows per prefix
+        if self.cfg.selection == "batch":
+            latents, segments = batch_levels(self.scores(x), prefixes, budgets, self.world)  # n rows per prefix
+        else:
+            latents, segments = row_levels(self.scores(x), prefixes, budgets)
         seen = [self.prefixes.index(m) for m in prefixes] if self.errors is not None else []
         errors = None if self.errors is None else self.errors[seen, : len(budgets)]
         weights = level_weights(self.cfg, len(budgets), errors, x)
         step = self.nested_step(x.repeat(len(prefixes), 1), latents, segments, weights)
         if self.errors is not None and errors is not None:
-            move_errors(errors, step.errors)
+            move_errors(errors, step.errors, self.world)
             self.errors[seen, : len(budgets)] = errors
         whole = latents.values[latents.offsets[-len(x) - 1] :]  # of the full dictionary
         if self.cfg.selection == "batch":
-            self.threshold.copy_(moved(self.threshold, whole, self.cfg.threshold_decay))
+            self.threshold.copy_(moved(self.threshold, whole, self.cfg.threshold_decay, self.world))
         if self.energy is not None:
-            self.energy.lerp_(energies(latents, len(x)), 1 - ENERGY_DECAY)
+            self.energy.lerp_(self.world.mean(energies(latents, len(x))), 1 - ENERGY_DECAY)
         return step._replace(x_hat=step.x_hat[-len(x) :], l0=(whole > 0).sum() / len(x))
 
     def order_after(self, step: int) -> Tensor | None:
@@ -140,23 +143,17 @@ def prefix_latents(acts: Tensor, prefixes: list[int], k: int) -> SparseLatents:
     return SparseLatents(offsets, torch.cat([part.reshape(-1) for _, part in parts]), active(flat), acts.shape[1])
 
 
-def batch_levels(acts: Tensor, prefixes: list[int], budgets: list[int]) -> tuple[SparseLatents, Tensor]:
+def batch_levels(
+    acts: Tensor, prefixes: list[int], budgets: list[int], world: World = SOLO
+) -> tuple[SparseLatents, Tensor]:
     """As `row_levels`, but selecting in the batch: level l of prefix m is its n budgets[l] largest latents of all tokens,
 
-    less the levels before. A row has as many entries in each level as it has latents among those.
+    less the levels before. A row has as many entries in each level as it has latents among those. The batch is that of all
+    ranks, and acts [n, d_sae] the rows of this one.
     """
     n, d_sae = acts.shape
-    n_levels, most = len(budgets), n * budgets[-1]
-    edges = torch.tensor(budgets, device=acts.device) * n
-    values, flat = acts.new_empty(0), torch.empty(0, dtype=torch.int64, device=acts.device)
-    parts = []
-    for place, (start, stop) in enumerate(pairwise([0, *prefixes])):
-        if stop > start:
-            width = stop - start
-            new_values, at = flat_topk(acts[:, start:stop], min(most, n * width))
-            found = torch.cat([flat, at // width * d_sae + at % width + start])  # row * d_sae + latent
-            values, order = torch.cat([values, new_values]).sort(descending=True, stable=True)
-            values, flat = values[:most], found[order[:most]]
+    n_levels, parts = len(budgets), []
+    for place, (values, flat, edges) in enumerate(batch_winners(acts, prefixes, budgets, world)):
         level = torch.searchsorted(edges, torch.arange(len(flat), device=acts.device), right=True)
         bags, order = ((place * n + flat // d_sae) * n_levels + level).sort(stable=True)
         parts.append((bags, flat[order] % d_sae, values[order]))
@@ -164,3 +161,38 @@ def batch_levels(acts: Tensor, prefixes: list[int], budgets: list[int]) -> tuple
     bounds = torch.arange(len(prefixes) * n * n_levels + 1, device=acts.device)
     segments = torch.searchsorted(bags, bounds)
     return SparseLatents(segments[::n_levels], indices, active(chosen), d_sae), segments
+
+
+def batch_winners(
+    acts: Tensor, prefixes: list[int], budgets: list[int], world: World
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """For each prefix its n budgets[-1] largest values, falling, their places row * d_sae + latent, and where levels end [L]."""
+    most, edges = len(acts) * budgets[-1], [len(acts) * world.size * j for j in budgets]
+    if world.size == 1:
+        ends = torch.tensor(edges, device=acts.device)
+        return [(values, flat, ends) for values, flat in prefix_winners(acts, prefixes, most)]
+    found, taken = [], []
+    for offered in offers(most, world.size * most):
+        found = prefix_winners(acts, prefixes, offered)
+        taken = [taken_of(values, edges, world) for values, _ in found]  # [size, L] of each prefix
+        counts = torch.stack([t[:, -1].max() for t in taken]).tolist()
+        if all(count < len(values) or len(values) < offered for count, (values, _) in zip(counts, found, strict=True)):
+            break
+    mine = [t[world.rank] for t in taken]
+    return [(v[: ends[-1]], flat[: ends[-1]], ends) for (v, flat), ends in zip(found, mine, strict=True)]
+
+
+def prefix_winners(acts: Tensor, prefixes: list[int], most: int) -> list[tuple[Tensor, Tensor]]:
+    """For each rising prefix m the `most` largest of acts[:, :m], or all, falling, and their places row * d_sae + latent."""
+    n, d_sae = acts.shape
+    values, flat = acts.new_empty(0), torch.empty(0, dtype=torch.int64, device=acts.device)
+    found = []
+    for start, stop in pairwise([0, *prefixes]):
+        if stop > start:
+            width = stop - start
+            new_values, at = flat_topk(acts[:, start:stop], min(most, n * width))
+            places = torch.cat([flat, at // width * d_sae + at % width + start])
+            values, order = torch.cat([values, new_values]).sort(descending=True, stable=True)
+            values, flat = values[:most], places[order[:most]]
+        found.append((values, flat))
+    return found

@@ -37,8 +37,8 @@ class Matryoshka(SAE):
         return batch_rule(acts, self.threshold, self.cfg.k, k, mode)
 
     def loss(self, x: Tensor, factor: float) -> Step:
-        latents = batch_topk_latents(self.scores(x), self.knob(self.cfg.k, factor))
-        self.threshold.copy_(moved(self.threshold, latents.values, self.cfg.threshold_decay))
+        latents = batch_topk_latents(self.scores(x), self.knob(self.cfg.k, factor), self.world)
+        self.threshold.copy_(moved(self.threshold, latents.values, self.cfg.threshold_decay, self.world))
         if self.cfg.prefix_sampling == "random":
             self.draw()
         weight = 1 / (len(self.prefixes) * self.d_in)

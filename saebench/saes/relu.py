@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from saebench.parallel import World
 from saebench.sae_configs import ReLUConfig
 from saebench.saes.base import SAE, Stats, Step
 from saebench.sparse import SparseLatents
@@ -39,12 +40,12 @@ class ReLU(SAE):
         loss = (x - x_hat).square().mean() + penalty
         active = z.detach() > 0  # [n, d_sae]
         l0 = active.sum() / len(x)
-        self.coefficient.copy_(steered(self.coefficient, l0, self.cfg.target_l0))
+        self.coefficient.copy_(steered(self.coefficient, l0, self.cfg.target_l0, self.world))
         return Step(loss, x_hat.detach(), active.any(0), l0)
 
 
-def steered(coefficient: Tensor, l0: Tensor, target_l0: float | None) -> Tensor:
-    """The coefficient [] moved so that the mean L0 [] approaches the target, if there is one."""
+def steered(coefficient: Tensor, l0: Tensor, target_l0: float | None, world: World) -> Tensor:
+    """The coefficient [] moved so that the mean L0 [] over all ranks approaches the target, if there is one."""
     if target_l0 is None:
         return coefficient
-    return coefficient * (STEER * (l0 / target_l0 - 1).clamp(-1, 1)).exp()
+    return coefficient * (STEER * (world.mean(l0) / target_l0 - 1).clamp(-1, 1)).exp()

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from saebench.cli.ends import part
+
 app = typer.Typer(
     name="saebench",
     help="Train, prune, nest and measure sparse autoencoders of language models.",
@@ -14,6 +16,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
+    result_callback=part,
 )
 
 Overrides = Annotated[

@@ -35,7 +35,9 @@ from tests.configs import run_config, stats_of, synthetic
 BATCH, STEPS = 128, 18
 BEGUN = "matryoshka-begun"  # goes on from a checkpoint in OUT/matryoshka-begun
 CASES: dict[str, tuple[str, ...]] = dict.fromkeys(SAE_VARIANTS, ()) | {
+    "hierarchical-relative": ("sae.weights=relative",),
     "lattice-batch": ("sae.selection=batch", "sae.prefix_sampling=random"),
+    "lattice-sorted": ("sae.sort_every=5", "sae.weights=relative"),
     "matryoshka-random": ("sae.prefix_sampling=random",),
     "relu-steered": ("sae.target_l0=4",),
     "gated-steered": ("sae.target_l0=4",),

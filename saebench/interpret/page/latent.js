@@ -83,7 +83,7 @@ function scoreCard(latent) {
       chance === null ? null : element("span", { class: "chance", "--at": at(chance) }),
     );
     const cells = [
-      element("th", { scope: "row" }, name),
+      element("th", { scope: "row" }, name.replaceAll("_", " ")),
       element("td", {}, meter),
       element("td", { class: "figure value" }, number(value)),
       element("td", { class: "figure faint" }, number(chance, true)),

@@ -18,7 +18,11 @@ SITES = ("resid_pre", "resid_post", "mlp_out", "attn_out")
 RULES = ("energy", "frequency", "norm_energy", "decoder_norm", "random", "unsorted")
 ORDERS = ("select_then_prune", "prune_then_select")
 TRACKERS = ("none", "wandb", "tensorboard", "trackio", "mlflow")
-UNRECORDED = ("engine", "tracker")  # sections that say nothing of a run: who makes it, who is told of it
+UNRECORDED = (
+    "engine",
+    "tracker",
+    "memory_gb",
+)  # what says nothing of a run: who makes it, in what room, who is told of it
 
 
 @dataclass
@@ -212,6 +216,7 @@ class RunConfig:
     seed: int = 0
     device: str = "auto"
     checkpoint: float = 600.0
+    memory_gb: float | None = None
     outputs: str = "outputs"
 
     def __post_init__(self) -> None:
@@ -222,6 +227,7 @@ class RunConfig:
             f"device={self.device}: choose one of auto, cpu, cuda, cuda:N",
         )
         at_least("checkpoint", self.checkpoint, 0)
+        require(self.memory_gb is None or self.memory_gb > 0, f"memory_gb={self.memory_gb}: must be positive, or null")
 
     @property
     def train_tokens(self) -> int:

@@ -6,7 +6,6 @@ once, and all members train on it. A run that is done is left as it is.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -23,11 +22,13 @@ from saebench.checks import InputError
 from saebench.config import RunConfig, as_dict, recorded
 from saebench.data import TokenStore, token_inputs, tokenise
 from saebench.evaluate import document_rows, evaluate, l0_rows
+from saebench.gangs import check_outputs, gangs
 from saebench.heldout import HeldOut, Subject
 from saebench.lm import LM, check_seq_len, describe, load_lm, load_tokenizer, resolve_device, resolve_dtype, special_ids
 from saebench.member import Member
 from saebench.memory import keep_freed_memory
 from saebench.parallel import SOLO, World, join
+from saebench.room import waves
 from saebench.runs import METRICS, describe_run, environment, read_latents, write_csv
 from saebench.sae_configs import keyed
 from saebench.saes.files import load_sae, save_sae
@@ -43,7 +44,7 @@ from saebench.store import (
     write_json,
     write_text,
 )
-from saebench.track import Following, check_trackers, tell_metrics
+from saebench.track import Following, tell_metrics
 from saebench.train import importance, train
 from saebench.views import tune_thresholds
 
@@ -128,27 +129,6 @@ def run(configs: Sequence[RunConfig], evaluate_only: bool = False) -> list[Path]
     return [folders[i] for i in range(len(configs))]
 
 
-def check_outputs(configs: Sequence[RunConfig]) -> None:
-    """Raise InputError unless every outputs folder can be written to, and every tracker asked for is installed."""
-    for outputs in {cfg.outputs for cfg in configs}:
-        folder = Path(outputs)
-        existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-            raise InputError(f"outputs={outputs}: {existing} cannot be written to; choose another folder")
-    check_trackers({cfg.tracker.name for cfg in configs})
-
-
-def gangs(configs: Sequence[RunConfig]) -> list[list[int]]:
-    """Indices of the runs that share model, data and batches, in order of appearance."""
-    groups: dict[str, list[int]] = {}
-    for i, cfg in enumerate(configs):
-        train = cfg.train
-        shared = [as_dict(cfg.model), as_dict(cfg.data), cfg.cache, cfg.device, cfg.outputs]
-        order = [train.batch_size, train.order_seed, train.window_tokens, train.importance_tokens]
-        groups.setdefault(key_of({"shared": shared, "order": order}), []).append(i)
-    return list(groups.values())
-
-
 def open_batches(cfg: RunConfig, stream: Stream) -> Batches:
     """The batches of activations that `cfg` trains on."""
     train = cfg.train
@@ -163,10 +143,9 @@ Members = dict[Path, Member]  # by run folder
 def train_gang(
     configs: list[RunConfig], folders: list[Path], stream: Stream, keep: Callable[[Members], Members] = dict
 ) -> None:
-    """Train, in one pass over the batches, every run of a gang that is not done; those that `keep` returns are saved.
+    """Train every run of a gang that is not done, in one pass over the batches or in waves of those that fit into memory.
 
-    Each goes on from its newest checkpoint, in the folder of the unfinished run. That of a run that failed stays there.
-    Ranks train together; the first locks, saves and writes.
+    Those that `keep` returns are saved, of each wave. Ranks train together; the first locks, saves and writes.
     """
     world = stream.world
     with ExitStack() as locks:
@@ -178,23 +157,33 @@ def train_gang(
         if not todo:
             return
         keep_freed_memory()
-        members = {folder: Member(cfg, stream.stats, stream.device, world) for folder, cfg in todo.items()}
-        batches = open_batches(next(iter(todo.values())), stream)
-        saver = Saver({partial_of(folder): member for folder, member in members.items()}, configs[0].checkpoint, world)
-        followed = {folder.name: member for folder, member in members.items() if world.leads}
-        with saver.watching(), Following(followed) as trackers:
-            train(list(members.values()), batches, trackers.before(saver.after_step))
-        saver.mark_failed()
-        finished = {folder: member for folder, member in members.items() if member.failure is None}
-        whole = keep(finished)
-        for dropped in finished.keys() - whole.keys() if world.leads else ():
-            shutil.rmtree(partial_of(dropped))
-        tokens = configs[0].train.importance_tokens
-        columns = importance([m.sae for m in whole.values()], batches, tokens, stream.device)
-        for (folder, member), latents in zip(whole.items(), columns, strict=True):
-            if world.leads:
-                save_run(folder, member, latents, stream)
-        world.wait()
+        jobs = list(todo.items())
+        for wave in waves(list(todo.values()), stream.stats, stream.device, world):
+            train_wave(dict(jobs[i] for i in wave), stream, keep)
+
+
+def train_wave(todo: dict[Path, RunConfig], stream: Stream, keep: Callable[[Members], Members]) -> None:
+    """Train some runs in one pass over the batches, and save those that `keep` returns.
+
+    Each goes on from its newest checkpoint, in the folder of the unfinished run. That of a run that failed stays there.
+    """
+    world, first = stream.world, next(iter(todo.values()))
+    members = {folder: Member(cfg, stream.stats, stream.device, world) for folder, cfg in todo.items()}
+    batches = open_batches(first, stream)
+    saver = Saver({partial_of(folder): member for folder, member in members.items()}, first.checkpoint, world)
+    followed = {folder.name: member for folder, member in members.items() if world.leads}
+    with saver.watching(), Following(followed) as trackers:
+        train(list(members.values()), batches, trackers.before(saver.after_step))
+    saver.mark_failed()
+    finished = {folder: member for folder, member in members.items() if member.failure is None}
+    whole = keep(finished)
+    for dropped in finished.keys() - whole.keys() if world.leads else ():
+        shutil.rmtree(partial_of(dropped))
+    columns = importance([m.sae for m in whole.values()], batches, first.train.importance_tokens, stream.device)
+    for (folder, member), latents in zip(whole.items(), columns, strict=True):
+        if world.leads:
+            save_run(folder, member, latents, stream)
+    world.wait()
 
 
 def save_run(folder: Path, member: Member, latents: list[dict[str, Any]], stream: Stream) -> None:

@@ -34,6 +34,7 @@ FREE = (
     "device",
     "compile",
     "checkpoint",
+    "memory_gb",
     "outputs",
     "cache",
     "experiment",

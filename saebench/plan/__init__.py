@@ -15,14 +15,15 @@ from saebench.config import RunConfig
 from saebench.lm import load_lm
 from saebench.memory import keep_freed_memory
 from saebench.pipeline import check_outputs, heldout_key
-from saebench.plan.cost import Bench, Kind, ViewCost, kind_of
+from saebench.plan.cost import Bench, Kind, ViewCost
 from saebench.plan.todo import Todo, in_blocks, outstanding
 from saebench.progress import Progress
 from saebench.recapture import ABLATIONS
+from saebench.room import Need, kind_of, peak
 from saebench.store import key_of
 
 NOT_COUNTED = """not in the time: reading and shuffling the cache, AuxK once latents are dead, compilation, writing files
-not in the memory: the language model, a batch's candidates [batch_size, d_sae], windows of activations, held-out activations"""
+not in the memory: the language model, windows of activations, held-out activations"""
 
 
 class Line(NamedTuple):
@@ -167,18 +168,21 @@ def sizes(gangs: list[tuple[Todo, Costs]]) -> list[Line]:
     trials = max((weights(t.trials, c) for t, c in gangs), default=0)
     memory = max((held(jobs, c) for t, c in gangs for jobs in (t.trials, t.runs)), default=0)
     disk = f"{gb(cache)} caches, {gb(kept)} SAEs, {gb(trials)} more while a search lasts"
-    return [Line("disk", disk, None), Line("memory", f"{gb(memory)} parameters, moments, gradients", None)]
+    return [
+        Line("disk", disk, None),
+        Line("memory", f"{gb(memory)} for the SAEs of the largest gang; more than is free: in waves", None),
+    ]
 
 
 def weights(jobs: list[RunConfig], c: Costs) -> int:
-    """Bytes of the SAEs of some jobs on disk, which are as many as those of their gradients."""
-    return sum(c.kinds[kind_of(job)].gradients for job in jobs)
+    """Bytes of the SAEs of some jobs on disk."""
+    return sum(c.kinds[kind_of(job)].saved for job in jobs)
 
 
 def held(jobs: list[RunConfig], c: Costs) -> int:
-    """Bytes of a gang in training: what each member holds, and the gradients of one member at a time."""
+    """Bytes of a gang in training, if it is not split into waves: see `room`."""
     kinds = [c.kinds[kind_of(job)] for job in jobs]
-    return sum(k.held for k in kinds) + max((k.gradients for k in kinds), default=0)
+    return peak([Need(k.held, k.passing) for k in kinds])
 
 
 def gb(size: int) -> str:

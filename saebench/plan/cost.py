@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 
 from saebench.activations import ActivationStats
-from saebench.config import RunConfig, as_dict
+from saebench.config import RunConfig
 from saebench.data import Blocks, TokenStore
 from saebench.evaluate import measure, waves
 from saebench.heldout import HeldOut, Subject
 from saebench.lm import LM
-from saebench.member import TWINS, Member
+from saebench.member import Member
+from saebench.parallel import SOLO
 from saebench.progress import Progress
+from saebench.room import Need, kind_of, needs_of
 from saebench.saes import SAE
 from saebench.splice import Clean, logits, lower, upper
-from saebench.store import key_of
 from saebench.views import tune_thresholds
 
 VIEWS = 4  # of an SAE's views are timed, spread over their list
@@ -31,12 +32,13 @@ ACTIVE = 64  # latents per token of such an SAE, if its config does not say
 
 
 class Kind(NamedTuple):
-    """What training one kind of SAE costs: seconds of a step and of encoding a batch; bytes held, and in gradients."""
+    """What training one kind of SAE costs: seconds of a step and of encoding a batch; bytes held, needed during a step, saved."""
 
     step: float
     encode: float
     held: int
-    gradients: int
+    passing: int
+    saved: int
 
 
 class ViewCost(NamedTuple):
@@ -86,14 +88,6 @@ def seconds(call: Callable[[], object], device: torch.device, repeats: int = 3) 
     return statistics.median(times[1:])
 
 
-def kind_of(cfg: RunConfig) -> str:
-    """The key of all that the cost of a training step depends on: not the seeds, nor the learning rate."""
-    config = as_dict(cfg)
-    other = ("lr", "lr_scale", "order_seed", "importance_tokens", "n_tokens", "log_every")
-    train = {name: value for name, value in config["train"].items() if name not in other}
-    return key_of({"sae": config["sae"], "sparsity": config["sparsity"], "train": train, "compile": cfg.compile})
-
-
 class Bench:
     """Times the parts of a gang's work, given its model and its first config."""
 
@@ -126,8 +120,14 @@ class Bench:
             if member.sae.dense:
                 thin(member.sae, x[:THINNED], getattr(cfg.sae, "target_l0", None) or ACTIVE)
             encode = seconds(lambda: member.sae.encode(x), self.device, 1)
-            self.members[key] = member, Kind(step, encode, *held_bytes(member.sae, member.mixed))
+            saved = sum(t.nbytes for t in (*member.sae.parameters(), *member.sae.buffers()))
+            self.members[key] = member, Kind(step, encode, *self.need(cfg), saved)
         return self.members[key]
+
+    def need(self, cfg: RunConfig) -> Need:
+        """The memory of a member, measured where that is possible."""
+        (need,) = needs_of([cfg], self.stats, self.device, SOLO)
+        return need
 
     def held_out(self, cfg: RunConfig) -> list[HeldOut]:
         """Held-out tokens of two sizes: what costs the same for any number of them is what both have in common."""
@@ -194,10 +194,3 @@ def thin(sae: SAE, x: Tensor, active: float) -> None:
     values, wanted = acts[acts > 0], round(active * len(x))
     if len(values) > wanted:
         sae.b_enc.sub_(values.kthvalue(len(values) - wanted).values - values.min())
-
-
-def held_bytes(sae: SAE, mixed: bool) -> tuple[int, int]:
-    """Bytes of an SAE's parameters with Adam's two moments and bfloat16 copies, and of its gradients, which are transient."""
-    n = sum(p.numel() for p in sae.parameters())
-    copies = len(TWINS) * sae.d_in * sae.d_sae if mixed else 0
-    return 3 * 4 * n + 2 * copies, 4 * n

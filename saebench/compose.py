@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import difflib
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,11 @@ from saebench.config import RunConfig
 from saebench.engine_configs import ENGINES
 from saebench.sae_configs import SAE_VARIANTS
 
+VARIED: Mapping[str, Mapping[str, type]] = {
+    "sae": SAE_VARIANTS,
+    "engine": ENGINES,
+}  # groups whose options differ in keys
+
 
 def conf_folder() -> Path:
     """The folder of configs: inside the installed package, or beside it in a checkout."""
@@ -35,10 +41,9 @@ def register() -> None:
     """Tell Hydra the types of the configs."""
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
-    for name, schema in SAE_VARIANTS.items():
-        store.store(group="sae", name=f"{name}_schema", node=schema)
-    for name, schema in ENGINES.items():
-        store.store(group="engine", name=f"{name}_schema", node=schema)
+    for group, schemas in VARIED.items():
+        for name, schema in schemas.items():
+            store.store(group=group, name=f"{name}_schema", node=schema)
 
 
 @contextmanager
@@ -172,21 +177,27 @@ def one_line(error: Exception, overrides: list[str] | None) -> str:
     wrong_key = re.search(r"Could not override '([^']+)'", text)
     wrong_option = re.search(r"(?:Could not find|In '[^']*': Could not find) '([^']+)'", text)
     if wrong_key and overrides is not None and "Key " in str(cause or text):
-        return unknown_key(wrong_key.group(1))
+        return unknown_key(wrong_key.group(1), overrides)
     if wrong_option:
         return unknown_option(wrong_option.group(1))
     group = re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text)
     if group:
-        return unknown_key(group.group(1))
+        return unknown_key(group.group(1), [])
     key = re.search(r"full_key: (\S+)", text + str(cause or ""))
     first = next(line.strip() for line in (str(cause or "") + "\n" + text).splitlines() if line.strip())
     return f"{key.group(1)}: {first}" if key else first
 
 
-def unknown_key(key: str) -> str:
-    """The message for a key that the configuration lacks."""
-    names = keys_of(compose("run"))
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+def unknown_key(key: str, overrides: Sequence[str]) -> str:
+    """The message for a key that the configuration, with the options chosen in `overrides`, lacks."""
+    options = [o for o in overrides if (conf_folder() / o.partition("=")[0]).is_dir()]
+    cfg = compose("run", overrides=options)
+    group, _, name = key.partition(".")
+    schemas = VARIED.get(group, {})
+    others = [option for option, schema in schemas.items() if name in {f.name for f in dataclasses.fields(schema)}]
+    if others:
+        return f"{key}: {group}={cfg[group].name} has no {name}; those that have: {', '.join(others)}"
+    near = difflib.get_close_matches(key, keys_of(cfg), n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else "`saebench config` prints them all"
     return f"{key}: there is no such key; {hint}"
 

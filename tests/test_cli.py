@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,9 @@ WRONG = {
     "sae=matryoshka sae.prefixes=[64,128]": "must end at sae.d_sae=1024",
     "sae=matryoshka sae.prefixes=[]": "sae.prefixes=[]: must rise",
     "sae=hierarchical sae.budgets=some": "give all, powers or numbers",
-    "sae=jumprelu sae.k=4": "sae.k: there is no such key",
+    "sae=jumprelu sae.k=4": "sae.k: sae=jumprelu has no k; those that have: topk, multitopk, batchtopk, ",
+    "engine.parts=4": "engine.parts: engine=local has no parts; those that have: joblib, submitit",
+    "sae=relu sae.taget_l0=4": "sae.taget_l0: there is no such key; did you mean sae.target_l0?",
     "model.layer=99": "model.layer=99: tiny-gpt2 has layers 0 to 3",
     "model.layer=-1": "model.layer=-1: must be at least 0",
     "model.site=resid_mid": "model.site=resid_mid: did you mean resid_pre?",
@@ -58,6 +61,17 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
     assert stopped.value.code == 2
     assert WRONG[overrides] in error
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def test_an_interrupt_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("saebench.verify.verify", lambda outputs, repair: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(sys, "argv", ["saebench", "verify", str(tmp_path)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "saebench: stopped; the same command goes on from here\n"
 
 
 def test_cuda_without_a_gpu_is_named(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from saebench import pipeline
+from saebench import engines, pipeline
 from saebench.activations import Batches
 from saebench.checkpoint import checkpoints, save_checkpoint
 from saebench.checks import InputError
@@ -151,6 +151,12 @@ def test_a_gpu_by_number_is_refused_among_ranks() -> None:
     assert World(1, 2).device(torch.device("cpu"), "auto") == torch.device("cpu")
     with pytest.raises(InputError, match="device=cuda:1: every rank takes a GPU of its own; use device=cuda"):
         World(1, 2).device(torch.device("cuda:1"), "cuda:1")
+
+
+def test_an_engine_is_refused_among_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "join", lambda: World(1, 2))
+    with pytest.raises(InputError, match="engine=joblib: ranks share every gang; leave engine out"):
+        engines.sweep([run_config("engine=joblib")])
 
 
 def test_a_stage_alone_is_a_stage(tmp_path: Path) -> None:

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from saebench.cli.ends import part
+from saebench.cli.ends import part, stopped
+
+
+class Commands(TyperGroup):
+    """The commands; one that is interrupted says so, where Typer would end without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was typed."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            stopped()
+
 
 app = typer.Typer(
     name="saebench",
+    cls=Commands,
     help="Train, prune, nest and measure sparse autoencoders of language models.",
     no_args_is_help=True,
     add_completion=False,

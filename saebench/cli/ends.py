@@ -41,3 +41,8 @@ def end(message: str, code: int) -> NoReturn:
     rank = f" rank {os.environ.get('RANK')}:" if RANKS != "1" else ""
     print(f"saebench:{rank} {message}", file=sys.stderr)
     sys.exit(code)
+
+
+def stopped() -> NoReturn:
+    """Exit as after SIGINT."""
+    end("stopped; the same command goes on from here", 130)

@@ -12,7 +12,7 @@ from saebench.checks import InputError, RankLost, WorkError
 
 from saebench.cli import runs, results, latents  # isort: skip  # the order of `saebench --help`
 from saebench.cli.app import app
-from saebench.cli.ends import FULL, check_ranks, end, told
+from saebench.cli.ends import FULL, check_ranks, end, stopped, told
 
 COMMANDS = (runs, results, latents)  # importing them adds their commands
 
@@ -41,4 +41,4 @@ def main() -> None:
             raise
         end(told(error), 2)
     except KeyboardInterrupt:
-        end("stopped; the same command goes on from here", 130)
+        stopped()

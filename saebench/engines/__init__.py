@@ -15,6 +15,7 @@ from saebench.checks import InputError, WorkError, require
 from saebench.config import RunConfig
 from saebench.engine_configs import EngineConfig, JoblibConfig, LocalConfig
 from saebench.engines.tasks import Outcome, Task, cache_of, caching, divide, finished
+from saebench.parallel import join
 from saebench.pipeline import check_outputs, run
 from saebench.progress import say
 from saebench.search import searched, with_rates
@@ -51,10 +52,15 @@ def sweep(configs: Sequence[RunConfig], evaluate_only: bool = False) -> list[Pat
 
 
 def the_engine(configs: Sequence[RunConfig]) -> EngineConfig:
-    """The engine of a sweep. Raises InputError if its runs name several, or a GPU where the engine deals them out."""
+    """The engine of a sweep. Raises InputError if its runs name several, one for several ranks, or a GPU
+
+    where the engine deals them out.
+    """
     engine: EngineConfig = configs[0].engine
     names = ",".join(sorted({cfg.engine.name for cfg in configs}))
     require(all(cfg.engine == engine for cfg in configs), f"engine={names}: give one for the whole sweep")
+    alone = isinstance(engine, LocalConfig) or join().size == 1
+    require(alone, f"engine={names}: ranks share every gang; leave engine out, or start without torchrun")
     if isinstance(engine, JoblibConfig):
         for cfg in configs:
             free = not cfg.device.startswith("cuda:")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,19 +103,21 @@ class Saver:
         if self.world.either(self.asked):
             self.save()
             raise KeyboardInterrupt
-        if self.seconds > 0 and time.monotonic() >= self.next:
+        if self.seconds > 0 and self.world.decided(lambda: time.monotonic() >= self.next):
             took = self.save()
             self.next = time.monotonic() + max(self.seconds, took / SHARE)
 
     def save(self) -> float:
         """Save every member that did not fail and has steps to go; returns the seconds it took."""
         began = time.monotonic()
-        if not self.world.leads:
-            return 0.0
         for folder, member in self.folders.items():
             member.settle()
-            if member.failure is None and member.done > 0:
+            if member.failure is not None or member.done == 0:
+                continue
+            if self.world.leads:
                 save_checkpoint(member, folder)
+            else:
+                deque(member.optimizer.moments(), maxlen=0)  # this rank's share of what rank 0 saves
         return time.monotonic() - began
 
     @contextmanager

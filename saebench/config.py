@@ -213,6 +213,7 @@ class RunConfig:
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     cache: str = "disk"
     compile: str = "auto"
+    shard: str = "off"
     seed: int = 0
     device: str = "auto"
     checkpoint: float = 600.0
@@ -222,6 +223,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         one_of("cache", self.cache, ("disk", "stream"))
         one_of("compile", self.compile, ("auto", "on", "off"))
+        one_of("shard", self.shard, ("on", "off"))
         require(
             self.device in ("auto", "cpu", "cuda") or self.device.startswith("cuda:"),
             f"device={self.device}: choose one of auto, cpu, cuda, cuda:N",

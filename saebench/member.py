@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from saebench.checks import require
 from saebench.config import RunConfig
 from saebench.memory import Late, Stopwatch
 from saebench.optim import Adam, remove_parallel
@@ -46,7 +47,13 @@ class Member:
         self.sae: SAE = build(cfg.sae, stats, cfg.seed).to(device)
         self.sae.world = world
         self.lr = cfg.train.learning_rate(cfg.sae.d_sae)
-        self.optimizer = Adam(self.sae, cfg.train, self.sae.lr_factors())
+        sharing = world if cfg.shard == "on" else SOLO
+        even = cfg.sae.d_sae % sharing.size == 0
+        message = (
+            f"sae.d_sae={cfg.sae.d_sae}: {world.size} ranks cannot share it evenly; choose a multiple, or shard=off"
+        )
+        require(even, message)
+        self.optimizer = Adam(self.sae, cfg.train, self.sae.lr_factors(), world=sharing)
         self.mixed = cfg.train.resolve_precision(device.type) == "bfloat16"
         if self.mixed:
             self.sae.copies = {name: getattr(self.sae, name).detach().bfloat16() for name in TWINS}
@@ -107,9 +114,11 @@ class Member:
             self.dead = places[self.dead].sort().values
         for name in BY_LATENT:
             slot = self.optimizer.slots[name]
-            kept = [slot.rows(slot.parameter.data), slot.mean, slot.square]
-            for rows in kept + ([slot.rows(self.sae.copies[name])] if name in self.sae.copies else []):
+            weights = [slot.parameter.data, *([self.sae.copies[name]] if name in self.sae.copies else [])]
+            for rows in map(slot.rows, weights):
                 rows.copy_(rows[order])
+            for moment in (slot.mean, slot.square):
+                moment.copy_(slot.own(slot.whole(moment)[order]))
 
     @torch.no_grad()
     def record(self, x: Tensor, step: Step) -> None:
@@ -145,10 +154,12 @@ class Member:
             say(f"{self.cfg.sae.name}: {self.failure}")
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that the following steps depend on, and the log: tensors by name, and what JSON can hold. Settle first."""
+        """All that the following steps depend on, and the log: tensors by name, and what JSON can hold. Settle first.
+
+        Every rank must ask, if only for `optimizer.moments`.
+        """
         tensors = {f"sae.{name}": t for name, t in self.sae.state_dict().items()} | {"since_fired": self.since_fired}
-        for name, slot in self.optimizer.slots.items():
-            tensors |= {f"mean.{name}": slot.mean, f"square.{name}": slot.square}
+        tensors |= {name: moment.cpu() for name, moment in self.optimizer.moments()}
         if self.dead is not None:
             tensors["dead"] = self.dead
         if self.sae.generator is not None:
@@ -166,8 +177,8 @@ class Member:
         parts = {name.partition(".")[2]: t for name, t in tensors.items() if name.startswith("sae.")}
         self.sae.load_state_dict(parts)
         for name, slot in self.optimizer.slots.items():
-            slot.mean.copy_(tensors[f"mean.{name}"])
-            slot.square.copy_(tensors[f"square.{name}"])
+            slot.mean.copy_(slot.own(tensors[f"mean.{name}"]))
+            slot.square.copy_(slot.own(tensors[f"square.{name}"]))
         for name, copy in self.sae.copies.items():
             copy.copy_(getattr(self.sae, name))
         self.since_fired.copy_(tensors["since_fired"])

@@ -1,8 +1,9 @@
 """Data-parallel ranks under torchrun: what they agree on and what they add up. Alone, nothing here does anything.
 
-Every rank holds the whole SAE and optimiser and trains on its own part of each batch: gradients are averaged and whatever a
-batch decides (its selection, dead latents, steering, the log) is taken over all ranks, so that the steps are those of one
-process up to the rounding of sums. Files are written by rank 0, or each by one rank.
+Every rank holds the whole SAE, with shard=on its share of the optimiser's state, else all of it, and trains on its own part of
+each batch: gradients are averaged and whatever a batch decides (its selection, dead latents, steering, the log) is taken over
+all ranks, so that the steps are those of one process up to the rounding of sums. Files are written by rank 0, or each by one
+rank.
 
 Tensors on a GPU go by NCCL, those on the host by gloo, which also notices a rank that is gone. Decisions and waiting have a
 group of their own that waits for hours, as one rank may tokenise or write while the others wait.
@@ -78,6 +79,19 @@ class World:
                 work.wait()
         for g in seen:
             g.div_(self.size)
+
+    def share(self, rows: Tensor) -> Tensor:
+        """This rank's consecutive rows, where each of the ranks keeps as many of a tensor's: [len(rows) / size, ...]."""
+        return rows.chunk(self.size)[self.rank]
+
+    def complete(self, rows: Tensor) -> None:
+        """Fill a contiguous tensor, of which every rank has its `share`, with those of all ranks."""
+        if self.size == 1:
+            return
+        with peers():
+            for work in [dist.broadcast(part, i, async_op=True) for i, part in enumerate(rows.chunk(self.size))]:
+                assert work is not None
+                work.wait()
 
     def part(self, batch_size: int) -> int:
         """This rank's rows in a batch. Raises InputError unless they are as many on every rank."""

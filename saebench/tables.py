@@ -62,6 +62,7 @@ WITHOUT_EFFECT = {  # on any one row of metrics.csv
         "train.order_seed",
         "device",
         "compile",
+        "shard",
         "checkpoint",
         "outputs",
         "cache",

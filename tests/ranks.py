@@ -44,9 +44,13 @@ CASES: dict[str, tuple[str, ...]] = dict.fromkeys(SAE_VARIANTS, ()) | {
     "jumprelu-unsteered": ("sae.target_l0=null",),
     "topk-clipped": ("train.clip=0.01",),
     "batchtopk-warmup": ("sparsity=warmup", "sae.input=token"),
-    BEGUN: (),
+    "topk-shared": ("shard=on", "train.clip=0.01"),
+    "jumprelu-shared": ("shard=on",),
+    "lattice-shared": ("shard=on", "sae.sort_every=5"),
+    "batchtopk-shared": ("shard=on",),
+    BEGUN: ("shard=on",),
 }
-STOPPED, STOP = "batchtopk", 5  # a case stopped by a signal after so many steps
+STOPPED, STOP = "batchtopk-shared", 5  # a case stopped by a signal after so many steps
 SELECTIONS = 40
 
 
@@ -88,6 +92,12 @@ def trained(cfg: RunConfig, world: World = SOLO, checkpoints: Path | None = None
         Saver({checkpoints: member}, 0, world)
     train([member], Source(world))  # pyright: ignore[reportArgumentType]
     return member
+
+
+def moment_bytes(member: Member) -> int:
+    """The memory that holds Adam's moments."""
+    moments = [t for slot in member.optimizer.slots.values() for t in (slot.mean, slot.square)]
+    return sum(t.untyped_storage().nbytes() for t in moments)
 
 
 def acts_of(seed: int) -> tuple[Tensor, int]:
@@ -157,6 +167,7 @@ def main(out: Path) -> None:
         tensors, record = member.state()
         save_file(tensors, out / f"{case}-{world.rank}.safetensors")
         (out / f"{case}-{world.rank}.json").write_text(json.dumps(record["log"]))
+        (out / f"{case}-{world.rank}-bytes.json").write_text(json.dumps(moment_bytes(member)))
     (out / f"stopped-{world.rank}.json").write_text(json.dumps(stopped(configs[STOPPED], world, out / "stopped")))
     (out / f"selections-{world.rank}.json").write_text(json.dumps(selections(world)))
     leave()

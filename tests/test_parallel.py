@@ -39,6 +39,7 @@ from tests.ranks import (
     Source,
     config,
     fresh,
+    moment_bytes,
     started,
     trained,
     write_configs,
@@ -104,6 +105,21 @@ def test_two_ranks_train_as_one_process_does(case: str, together: Path) -> None:
         if name.startswith("sae."):
             torch.testing.assert_close(states[0][name], tensor, rtol=1e-4, atol=1e-5)
     assert torch.equal(states[0]["since_fired"], wanted["since_fired"])
+
+
+def test_ranks_share_out_the_moments_where_asked(together: Path) -> None:
+    for case in ("topk", "topk-shared", "jumprelu-shared", "lattice-shared", BEGUN):
+        whole = moment_bytes(fresh(config(case)))
+        share = 0.5 if config(case).shard == "on" else 1
+        for rank in (0, 1):
+            kept = json.loads((together / f"{case}-{rank}-bytes.json").read_text())
+            assert kept == pytest.approx(share * whole, abs=1e-3 * whole), case
+
+
+def test_a_dictionary_that_ranks_cannot_share_is_refused() -> None:
+    wrong = r"sae\.d_sae=96: 5 ranks cannot share it evenly; choose a multiple, or shard=off"
+    with pytest.raises(InputError, match=wrong):
+        fresh(config(BEGUN), World(1, 5))
 
 
 def test_some_latents_die_and_take_part(together: Path) -> None:

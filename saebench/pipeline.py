@@ -179,7 +179,8 @@ def train_wave(todo: dict[Path, RunConfig], stream: Stream, keep: Callable[[Memb
     whole = keep(finished)
     for dropped in finished.keys() - whole.keys() if world.leads else ():
         shutil.rmtree(partial_of(dropped))
-    columns = importance([m.sae for m in whole.values()], batches, first.train.importance_tokens, stream.device)
+    tokens = first.train.importance_tokens
+    columns = importance([m.sae for m in whole.values()], batches, tokens, stream.device) if whole else []
     for (folder, member), latents in zip(whole.items(), columns, strict=True):
         if world.leads:
             save_run(folder, member, latents, stream)

@@ -171,9 +171,14 @@ def adopt(trial: Path, run: Path) -> None:
 
 def tail_loss(log: Sequence[Mapping[str, Any]]) -> float:
     """The mean loss over the logged steps of the last tenth."""
+    return tail_mean(log, "loss")
+
+
+def tail_mean(log: Sequence[Mapping[str, Any]], column: str) -> float:
+    """The mean of a column of the log over the logged steps of the last tenth."""
     last = int(log[-1]["step"])
-    losses = [float(row["loss"]) for row in log if int(row["step"]) > (1 - TAIL) * last]
-    return sum(losses) / len(losses)
+    values = [float(row[column]) for row in log if int(row["step"]) > (1 - TAIL) * last]
+    return sum(values) / len(values)
 
 
 def describe(g: Group, losses: list[float]) -> list[dict[str, Any]]:

@@ -37,6 +37,28 @@ def sweep(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
 
 
 @app.command()
+def search(
+    overrides: Overrides = None,
+    config_dir: ConfigDir = None,
+    trials: Annotated[int, typer.Option(help="Trials in all; those of an earlier command count")] = 16,
+    at_once: Annotated[int, typer.Option(help="Trials trained in one pass, before the next are chosen")] = 4,
+    by: Annotated[str, typer.Option(help="What is lowered, over the last tenth of training: loss, or fvu")] = "loss",
+    seed: Annotated[int, typer.Option(help="Of the sampler")] = 0,
+) -> None:
+    """Search keys with Optuna: 'train.lr=interval(1e-4,1e-2)'; the best run's folder is the last line printed."""
+    from saebench.space import split_space
+
+    fixed, axes = split_space(overrides or [])
+    from saebench.tune import open_search, trial_table, tune
+
+    asked = open_search(fixed, axes, by, seed, config_dir)
+    rows = tune(asked, trials, at_once)
+    print(trial_table(asked, rows))
+    print(f"{len(rows)} trials in {asked.path / 'trials.csv'}")
+    print(Path(asked.base.outputs) / "runs" / next(row["run"] for row in rows if row["run"]))
+
+
+@app.command()
 def plan(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
     """State how long a sweep would take, and the disk and memory, from short measurements here; writes nothing."""
     from saebench.compose import load_sweep

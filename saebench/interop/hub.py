@@ -9,7 +9,7 @@ from pathlib import Path
 
 from saebench.checks import InputError, require
 
-ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?P<folder>(?:/[\w.@=-]+)*?)(?:@(?P<revision>[\w.-]+))?/?$")
+ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?P<folder>(?:/[\w.=-]+)*?)(?:@(?P<revision>[\w.-]+))?/?$")
 
 
 def is_id(source: str) -> bool:

@@ -104,7 +104,9 @@ def own(path: Path, tensors: Tensors, config: dict[str, Any]) -> dict[str, Any]:
         return {}
     k = config.get("k")
     if name == "topk":
-        return {"k": integer(path, "k", k)}
+        k = integer(path, "k", k)
+        require(k <= d_sae, f"{path}: k={k}: cannot exceed the {d_sae} latents")
+        return {"k": k}
     require(isinstance(k, int | float) and k > 0, f"{path}: k={k}: must be a positive number")
     assert isinstance(k, int | float)
     widths = config.get("matryoshka_widths") or []

@@ -10,8 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from saebench.intervene import attach
     from saebench.interop import export, load
+    from saebench.intervene import attach
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "attach", "export", "load"]

@@ -100,6 +100,27 @@ def job_config(
     return cfg
 
 
+def load_over(recorded: dict[str, Any], overrides: Sequence[str], config_dir: str | None = None) -> RunConfig:
+    """The run that `overrides` make of a recorded one's model, data, training and seed; all else is as if nothing were recorded.
+
+    A group that they choose anew (data=...) replaces the recorded one. Raises InputError, one line, for anything wrong.
+    """
+    with composing(config_dir) as extra:
+        cfg = composed([*overrides, *extra])
+        try:
+            parsed = OverridesParser.create().parse_overrides(list(overrides))
+            chosen = {o.get_key_element(): o for o in parsed}
+            for section in ("model", "data", "train", "seed"):
+                if section not in chosen and section in recorded:
+                    OmegaConf.update(cfg, section, recorded[section])
+            for key, override in chosen.items():
+                if "." in key:
+                    OmegaConf.update(cfg, key, override.value())
+        except (HydraException, OmegaConfBaseException) as error:
+            raise InputError(one_line(error, None)) from error
+        return typed(cfg)
+
+
 def load_claims(names: Sequence[str], config_dir: str | None = None) -> dict[str, Any]:
     """The claims of conf/claims/NAME.yaml, as YAML gives them, by id. Raises InputError for a file that is not there."""
     claims: dict[str, Any] = {}

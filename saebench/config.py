@@ -261,6 +261,7 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
         "tracker": TrackerConfig,
     }
     made: dict[str, Any] = {"engine": {}, "tracker": {}} | values | {"sae": with_neutral(values.get("sae", {}))}
+    made.pop("origin", None)  # of an imported SAE, for tables
     for name, schema in sections.items():
         try:
             made[name] = schema(**made[name])

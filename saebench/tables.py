@@ -148,7 +148,9 @@ def normal(config: dict[str, Any]) -> dict[str, Any]:
         sae["prefixes"] = [f"{p / sae['d_sae']:g}" for p in sae["prefixes"]]
     if sae.get("target_l0") is None:  # then the coefficient is a column of metrics.csv
         sae = {key: value for key, value in sae.items() if key not in ("l1", "l0")}
-    return {**config, "sae": sae}
+    if "origin" in config:  # imported: nothing is known of its training
+        config = {key: value for key, value in config.items() if key not in ("train", "sparsity")}
+    return {"origin": "trained", **config, "sae": sae}
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:

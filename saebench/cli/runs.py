@@ -87,8 +87,22 @@ def cache(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
 
 
 @app.command()
-def evaluate(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
+def evaluate(
+    overrides: Overrides = None,
+    config_dir: ConfigDir = None,
+    sae: Annotated[
+        str | None, typer.Option(help="An SAE of any library in place of trained runs: folder or hub id")
+    ] = None,
+    source_format: Annotated[
+        str | None, typer.Option("--from", help="Its format, if it is not to be found out")
+    ] = None,
+) -> None:
     """Evaluate runs that are trained, with the evaluate.* keys given; comma lists and experiment=NAME as in sweep."""
+    if sae is not None:
+        from saebench.imported import evaluate_sae
+
+        print(evaluate_sae(sae, source_format, overrides or [], config_dir) / "metrics.csv")
+        return
     from saebench.compose import load_sweep
 
     configs = load_sweep(overrides or [], config_dir)

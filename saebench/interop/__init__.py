@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from saebench.interop.targets import TARGETS, export
 from saebench.interop.plain import fold_
 from saebench.interop.source import FORMATS, Found, read_sae
+from saebench.interop.targets import TARGETS, export
 from saebench.saes import SAE
 
 

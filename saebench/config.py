@@ -247,6 +247,18 @@ def recorded(cfg: RunConfig) -> dict[str, Any]:
     return {name: value for name, value in as_dict(cfg).items() if name not in UNRECORDED}
 
 
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested dictionaries as dotted keys and text; lists joined by spaces."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+            flat[prefix + key] = "null" if value is None else text
+    return flat
+
+
 def from_dict(values: dict[str, Any]) -> RunConfig:
     """The config that `as_dict` or `recorded` made `values` of. Raises InputError for keys of another version."""
     sections = {

@@ -29,6 +29,7 @@ from saebench.member import Member
 from saebench.memory import keep_freed_memory
 from saebench.parallel import SOLO, World, join
 from saebench.room import waves
+from saebench.running import Running
 from saebench.runs import METRICS, describe_run, environment, read_latents, write_csv
 from saebench.sae_configs import keyed
 from saebench.saes.files import load_sae, save_sae
@@ -172,8 +173,9 @@ def train_wave(todo: dict[Path, RunConfig], stream: Stream, keep: Callable[[Memb
     batches = open_batches(first, stream)
     saver = Saver({partial_of(folder): member for folder, member in members.items()}, first.checkpoint, world)
     followed = {folder.name: member for folder, member in members.items() if world.leads}
-    with saver.watching(), Following(followed) as trackers:
-        train(list(members.values()), batches, trackers.before(saver.after_step))
+    running = Running(Path(first.outputs), "training", followed)
+    with saver.watching(), Following(followed) as trackers, running:
+        train(list(members.values()), batches, running.before(trackers.before(saver.after_step)))
     saver.mark_failed()
     finished = {folder: member for folder, member in members.items() if member.failure is None}
     whole = keep(finished)
@@ -221,7 +223,8 @@ def evaluate_gang(
         todo = {folders[i]: configs[i] for i in group if not world.decided(partial(is_done, *stages[i]))}
         own = dict(list(todo.items())[world.rank :: world.size])
         if own:
-            measure(own, stream, open_heldout(configs[group[0]], stream, opened))
+            with Running(Path(configs[group[0]].outputs), "evaluating", dict.fromkeys(folder.name for folder in own)):
+                measure(own, stream, open_heldout(configs[group[0]], stream, opened))
         world.wait()
         for i in group if world.leads else ():
             publish(folders[i], configs[i])

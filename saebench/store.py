@@ -107,17 +107,20 @@ def is_done(path: Path, inputs: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold the lock of a stage; wait, and say so, while another living process holds it.
+def lock(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a stage; while another living process holds it wait, and say so, or else raise InputError.
 
     The lock is the kernel's, on path + ".lock", so it is freed when its owner dies; the file goes when it is released.
     """
-    name = path.with_name(path.name + ".lock")
+    name = lock_of(path)
     while True:
         file = open_lock(name)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            if not wait:
+                file.close()
+                raise InputError(f"{path}: another process is making it; wait until it ends, or stop it") from None
             say(f"another process is making {path.name}; waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         if name.exists() and os.path.samestat(os.fstat(file.fileno()), name.stat()):
@@ -128,6 +131,23 @@ def lock(path: Path) -> Iterator[None]:
             yield
         finally:
             name.unlink()
+
+
+def lock_of(path: Path) -> Path:
+    """The file whose lock is that of a stage."""
+    return path.with_name(path.name + ".lock")
+
+
+def held(path: Path) -> bool:
+    """Whether a living process holds the lock of a stage."""
+    try:
+        with lock_of(path).open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def open_lock(name: Path) -> Any:

@@ -14,6 +14,7 @@ import pandas as pd
 import yaml
 
 from saebench.checks import require
+from saebench.config import flatten
 from saebench.finished import YAML_LOADER, finished_runs, parse, read_histograms, read_latents, read_runs, thin
 from saebench.interpreted import by_view, write_interpretability
 from saebench.sae_configs import with_neutral
@@ -151,18 +152,6 @@ def normal(config: dict[str, Any]) -> dict[str, Any]:
     if "origin" in config:  # imported: nothing is known of its training
         config = {key: value for key, value in config.items() if key not in ("train", "sparsity")}
     return {"origin": "trained", **config, "sae": sae}
-
-
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested dictionaries as dotted keys and text; lists joined by spaces."""
-    flat: dict[str, str] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-            flat[prefix + key] = "null" if value is None else text
-    return flat
 
 
 def configurations(metrics: pd.DataFrame, configs: pd.DataFrame) -> pd.DataFrame:

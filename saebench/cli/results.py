@@ -38,12 +38,23 @@ def claims(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
 
 
 @app.command()
-def figures(outputs: Outputs = Path("outputs")) -> None:
-    """Draw figures from the tables into outputs/figures."""
+def figures(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[OUTPUTS] [figures.style=paper]", help="The outputs folder, and the style"),
+    ] = None,
+) -> None:
+    """Draw figures from the tables into outputs/figures; figures.style=paper: one column, 8 pt, PDF, into figures/paper."""
+    folders = [word for word in words or [] if "=" not in word]
+    options = dict(word.split("=", 1) for word in words or [] if "=" in word)
+    if len(folders) > 1 or options.keys() - {"figures.style"}:
+        raise InputError(
+            f"{' '.join(words or [])}: give one outputs folder, and figures.style=paper or figures.style=screen"
+        )
     from saebench.figures import draw_figures
 
-    written = draw_figures(outputs)
-    print(f"{len(written)} figures in {outputs / 'figures'}")
+    written = draw_figures(Path(*folders or ["outputs"]), options.get("figures.style", "screen"))
+    print(f"{len(written)} figures in {written[0].parent if written else 'figures'}")
 
 
 @app.command()

@@ -9,6 +9,7 @@ from pathlib import Path
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from saebench.checks import one_of
 from saebench.figures.claims import forest, read_claims
 from saebench.figures.cost import training_cost
 from saebench.figures.curves import latent_importance, training_curves
@@ -19,7 +20,7 @@ from saebench.figures.levels import level_statistics
 from saebench.figures.points import against_trained
 from saebench.figures.size import against_size, pruning_rules
 from saebench.figures.sparsity import against_l0
-from saebench.figures.style import STYLE, save
+from saebench.figures.style import STYLES, fit, save
 from saebench.progress import Progress, say
 
 FIGURES: dict[str, Callable[[Group], list[Figure]]] = {
@@ -54,32 +55,39 @@ FIGURES: dict[str, Callable[[Group], list[Figure]]] = {
 }
 
 
-def draw_figures(outputs: Path) -> list[Path]:
+def draw_figures(outputs: Path, style: str = "screen") -> list[Path]:
     """Draw every figure whose data outputs/tables and claims.csv hold, as PNG and PDF in outputs/figures; the files written.
+
+    The style `paper` draws the same for a paper, as PDF in outputs/figures/paper: one column wide (claims, with their long
+    names, two), in 8 pt.
 
     With several models, layers, sites or data sets each has files of its own; a figure of many panels goes on in
     NAME-2, NAME-3. Raises InputError if a table is missing.
     """
+    one_of("figures.style", style, tuple(STYLES))
     figures: list[tuple[str, Callable[[], list[Figure]]]] = [
         (name + group.suffix, partial(draw, group)) for group in read_groups(outputs) for name, draw in FIGURES.items()
     ]
     figures += [(claim.name, partial(forest, claim)) for claim in read_claims(outputs)]
-    folder = outputs / "figures"
+    folder = outputs / "figures" / ("paper" if style == "paper" else "")
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     with Progress(len(figures), "figures", "figures") as progress:
         for stem, draw in figures:
-            written += draw_one(stem, draw, folder)
+            written += draw_one(stem, draw, folder, style)
             progress.advance()
     return written
 
 
-def draw_one(stem: str, draw: Callable[[], list[Figure]], folder: Path) -> list[Path]:
+def draw_one(stem: str, draw: Callable[[], list[Figure]], folder: Path, style: str = "screen") -> list[Path]:
     """Draw and save the pages of one figure; a line says so if there is nothing to draw."""
     written: list[Path] = []
-    with rc_context(STYLE):
+    kinds = ("pdf",) if style == "paper" else ("png", "pdf")
+    with rc_context(STYLES[style]):
         for page, figure in enumerate(draw(), 1):
-            written += save(figure, folder / (stem if page == 1 else f"{stem}-{page}"))
+            if style == "paper":
+                fit(figure)
+            written += save(figure, folder / (stem if page == 1 else f"{stem}-{page}"), kinds)
     if not written:
         say(f"{stem}: nothing measured for it; not drawn")
     return written

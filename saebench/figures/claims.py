@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -151,7 +152,8 @@ def forest_page(claim: Claim, page: list[Block]) -> Figure:
     """One page of `forest`."""
     columns, heights = max(len(conditions) for conditions, _ in page), [len(rows) + 0.6 for _, rows in page]
     letters = max(len(row) for _, rows in page for row in rows)
-    size = (max(5.0, PANEL * columns + LETTER * letters + 0.5), ROW * sum(heights) + 0.5 * len(page) + 1.7)
+    width = min(max(5.0, PANEL * columns + LETTER * letters + 0.5), 2 * rcParams["figure.figsize"][0] + 0.25)
+    size = (width, ROW * sum(heights) + 0.5 * len(page) + 1.7)
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(title(claim, int(15 * size[0])), x=0.01, ha="left", color=INK)
     axes = figure.subplots(

@@ -11,10 +11,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 
@@ -65,7 +67,22 @@ STYLE: dict[Any, Any] = {
     **{"lines.markersize": 4, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True},
     **{"axes.axisbelow": True, "grid.color": "#E5E5E5", "grid.linewidth": 0.5, "legend.frameon": False},
     **{"figure.titlesize": 8, "figure.dpi": 200, "savefig.dpi": 200, "pdf.fonttype": 42, "legend.handlelength": 2.8},
+    "figure.figsize": (40.0, 40.0),  # the most that a figure may take: its width is the room there is
 }
+COLUMN = 3.25  # inches: a column of a two-column paper
+LETTER = 0.062  # inches of 8 pt type
+PAPER: dict[Any, Any] = STYLE | {
+    **{"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 8, "figure.labelsize": 8},
+    **{
+        "xtick.labelsize": 8,
+        "ytick.labelsize": 8,
+        "lines.linewidth": 1.0,
+        "lines.markersize": 3,
+        "legend.handlelength": 2.0,
+    },
+    **{"legend.columnspacing": 1.0, "text.usetex": False, "figure.figsize": (COLUMN, 9.0)},
+}
+STYLES = {"screen": STYLE, "paper": PAPER}
 
 
 def look(variant: str) -> Look:
@@ -82,6 +99,10 @@ def order_of(variant: str) -> tuple[int, str]:
 def grid(rows: int, columns: int, note: str, share_y: Literal["all", "col"] = "all") -> tuple[Figure, np.ndarray]:
     """A figure of rows x columns panels with a note above them; the axes as an array [rows, columns]."""
     width, height = PANEL
+    room = rcParams["figure.figsize"][0]
+    if width * columns + 0.6 > room:
+        width = (room - 0.6) / columns
+        height = min(height, max(1.1, 0.8 * width))
     figure = Figure(figsize=(width * columns + 0.6, height * rows + 1.4), layout="constrained")
     width = int(17 * figure.get_figwidth())  # letters
     figure.suptitle("\n".join(fill(line, width) for line in note.splitlines()), x=0.01, ha="left", color=INK)
@@ -119,7 +140,7 @@ def band(ax: Axes, x: Any, mean: Any, sd: Any, shown: Look, label: str) -> None:
 def head(axes: np.ndarray, columns: Iterable[str], rows: Iterable[str]) -> None:
     """Write a title above each column of panels and one, turned, to the right of each row."""
     for ax, text in zip(axes[0], columns, strict=True):
-        ax.set_title(text)
+        ax.set_title("\n".join(fill(line, letters(ax)) for line in text.splitlines()))
     for ax, text in zip(axes[:, -1], rows, strict=True):
         lines = fill(text, ROW_LETTERS)
         ax.annotate(lines, (1.02, 0.5), xycoords="axes fraction", rotation=270, va="center", fontweight="bold")
@@ -155,13 +176,25 @@ def scale(axes: Iterable[Axes], axis: str, base: int = 10) -> None:
     if not len(found) or found.min() <= 0 or found.max() <= 3 * found.min():
         return
     wide = found.max() > 50 * found.min()
-    locator = LogLocator(base=base, subs=(1.0,) if base == 2 or wide else (1.0, 2.0, 5.0), numticks=7)
+    few = axis == "x" and letters(axes[0]) < 20  # no room for more labels
+    locator = LogLocator(
+        base=base, subs=(1.0,) if base == 2 or wide or few else (1.0, 2.0, 5.0), numticks=3 if few else 7
+    )
     for ax in axes:
         getattr(ax, f"set_{axis}scale")("log", base=base)
         ruler = getattr(ax, f"{axis}axis")
         ruler.set_major_locator(locator)
         ruler.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ruler.set_minor_locator(NullLocator())
+
+
+def letters(ax: Axes) -> int:
+    """About how many letters fit above a panel."""
+    place = ax.get_subplotspec()
+    assert place is not None
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return max(8, int((figure.get_figwidth() - 0.6) / place.get_gridspec().ncols / LETTER))
 
 
 def decades(ax: Axes, axis: Literal["x", "y"]) -> None:
@@ -192,16 +225,23 @@ def key(label: str, marker: str, dash: Any = "-", filled: bool = True, width: fl
     return Line2D([], [], color=INK, marker=marker, linestyle=style, linewidth=width, markerfacecolor=face, label=label)
 
 
-def save(figure: Figure, path: Path) -> list[Path]:
-    """Write path.png and path.pdf, each whole or not at all; the paths written."""
+def fit(figure: Figure) -> None:
+    """Set every text of a figure for a paper in 8 pt."""
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_fontsize(8)
+
+
+def save(figure: Figure, path: Path, kinds: tuple[str, ...] = ("png", "pdf")) -> list[Path]:
+    """Write path.KIND for each kind, each whole or not at all; the paths written."""
     engine = figure.get_layout_engine()
     assert engine is not None
     engine.execute(figure)
     figure.set_layout_engine(None)  # laid out once, for both; "none" would draw everything twice
     written = []
-    for kind, metadata in (("png", {}), ("pdf", {"CreationDate": None})):
+    for kind in kinds:
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, metadata=metadata)
+        figure.savefig(buffer, format=kind, metadata={"CreationDate": None} if kind == "pdf" else {})
         part = path.with_name(f"{path.name}.{kind}.part")
         part.write_bytes(buffer.getvalue())
         written.append(part.replace(path.with_name(f"{path.name}.{kind}")))

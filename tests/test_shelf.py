@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from saebench import running
 from saebench.checks import InputError
@@ -20,7 +22,7 @@ from saebench.removal import choose, doomed_caches, doomed_runs, removal_table, 
 from saebench.running import Running, live
 from saebench.shelf import duration, find_run, list_runs, shelf_table
 from saebench.store import held, lock, lock_of, write_json
-from saebench.watch import lines_of, seconds_left, watch
+from saebench.watch import MEMBERS, drawn, lines_of, seconds_left, watch
 from tests.synthetic_runs import write_run
 from tests.test_pipeline import small
 
@@ -256,6 +258,20 @@ def test_a_watch_tells_progress_and_time_left(tmp_path: Path, capsys: pytest.Cap
         assert "activations/abc: being made" in capsys.readouterr().out
     watch(tmp_path)
     assert capsys.readouterr().out == "nothing is being made\n"
+
+
+def test_a_terminal_shows_a_row_for_each_run(tmp_path: Path) -> None:
+    going: dict[str, Stepping] = {f"topk-{i:02d}": Stepping(i, 100) for i in range(MEMBERS + 2)}
+    going["topk-03"].failure = "the loss became nan at step 3"
+    with Running(tmp_path, "training", going):
+        console = Console(file=io.StringIO(), force_terminal=True, width=140, height=100)
+        console.print(drawn(live(tmp_path), ["activations/abc: being made"]))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert text.count("1,234") == MEMBERS
+    assert "the loss became nan at step 3" in text
+    assert "and 2 more" in text
+    assert "activations/abc: being made" in text
 
 
 def test_a_killed_process_is_told_of_no_more(tmp_path: Path) -> None:

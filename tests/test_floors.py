@@ -19,7 +19,7 @@ FLOORS = [
     {"runs", "lm", "tables", "tails", "levels"},
     {"saes", "splice", "figures", "laws", "claims", "seeds", "choose", "frontier", "shelf"},
     {"activations", "views", "member", "compose", "interop", "intervene", "difference", "removal", "watch"},
-    {"space", "train", "heldout", "prune", "checkpoint", "track", "room"},
+    {"space", "train", "heldout", "prune", "checkpoint", "track", "room", "report"},
     {"recapture", "gangs"},
     {"evaluate"},
     {"pipeline"},

@@ -79,3 +79,11 @@ def watch(
     from saebench.watch import watch
 
     watch(outputs, once)
+
+
+@app.command()
+def report(outputs: Outputs = Path("outputs")) -> None:
+    """Write outputs/report/index.html: verdicts, figures and tables in one page; the last line printed is its path."""
+    from saebench.report import write_report
+
+    print(write_report(outputs))

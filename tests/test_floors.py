@@ -9,7 +9,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "saebench"
 FLOORS = [
-    {"checks", "__init__"},
+    {"checks"},
     {"sae_configs", "engine_configs"},
     {"config"},
     {"progress", "pythondocs", "assets"},
@@ -28,7 +28,7 @@ FLOORS = [
     {"plan"},
     {"engines"},
     {"cli", "assets.build"},
-    {"__main__"},
+    {"__main__", "__init__"},
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 

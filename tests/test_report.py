@@ -281,7 +281,7 @@ def test_every_chart_draws_and_fits_a_telephone(site: Path, chromium: Browser, s
     chromium.go(site.as_uri())
     chromium.wait("typeof charts !== 'undefined' && charts.length > 5")
     chromium.run("document.querySelectorAll('details').forEach((d) => (d.open = true))")
-    chromium.wait("[...document.querySelectorAll('details')].every((d) => d.childElementCount > 1)")
+    chromium.wait("[...document.querySelectorAll('details[open]')].every((d) => d.childElementCount > 1)")
     chromium.run("charts.forEach((chart) => chart.draw())")
     assert chromium.run("charts.filter((c) => c.made.traces.length === 0).map((c) => c.spec.title)") == []
     assert chromium.run("document.documentElement.scrollWidth") <= 390

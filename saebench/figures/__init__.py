@@ -59,7 +59,7 @@ def draw_figures(outputs: Path, style: str = "screen") -> list[Path]:
     """Draw every figure whose data outputs/tables and claims.csv hold, as PNG and PDF in outputs/figures; the files written.
 
     The style `paper` draws the same for a paper, as PDF in outputs/figures/paper: one column wide (claims, with their long
-    names, two), in 8 pt.
+    names, two), in 8 pt; what stands above the panels otherwise, for the caption, is the PDF's subject.
 
     With several models, layers, sites or data sets each has files of its own; a figure of many panels goes on in
     NAME-2, NAME-3. Raises InputError if a table is missing.
@@ -85,9 +85,8 @@ def draw_one(stem: str, draw: Callable[[], list[Figure]], folder: Path, style: s
     kinds = ("pdf",) if style == "paper" else ("png", "pdf")
     with rc_context(STYLES[style]):
         for page, figure in enumerate(draw(), 1):
-            if style == "paper":
-                fit(figure)
-            written += save(figure, folder / (stem if page == 1 else f"{stem}-{page}"), kinds)
+            note = fit(figure) if style == "paper" else ""
+            written += save(figure, folder / (stem if page == 1 else f"{stem}-{page}"), kinds, note)
     if not written:
         say(f"{stem}: nothing measured for it; not drawn")
     return written

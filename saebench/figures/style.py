@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -70,7 +71,8 @@ STYLE: dict[Any, Any] = {
     "figure.figsize": (40.0, 40.0),  # the most that a figure may take: its width is the room there is
 }
 COLUMN = 3.25  # inches: a column of a two-column paper
-LETTER = 0.062  # inches of 8 pt type
+ROW = 1.35  # inches: a row of its panels
+LETTER, BOLD, LINE = 0.062, 0.08, 0.17  # inches: a letter, a bold one and a line of 8 pt type
 PAPER: dict[Any, Any] = STYLE | {
     **{"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 8, "figure.labelsize": 8},
     **{
@@ -102,7 +104,7 @@ def grid(rows: int, columns: int, note: str, share_y: Literal["all", "col"] = "a
     room = rcParams["figure.figsize"][0]
     if width * columns + 0.6 > room:
         width = (room - 0.6) / columns
-        height = min(height, max(1.1, 0.8 * width))
+        height = ROW
     figure = Figure(figsize=(width * columns + 0.6, height * rows + 1.4), layout="constrained")
     width = int(17 * figure.get_figwidth())  # letters
     figure.suptitle("\n".join(fill(line, width) for line in note.splitlines()), x=0.01, ha="left", color=INK)
@@ -142,7 +144,7 @@ def head(axes: np.ndarray, columns: Iterable[str], rows: Iterable[str]) -> None:
     for ax, text in zip(axes[0], columns, strict=True):
         ax.set_title("\n".join(fill(line, letters(ax)) for line in text.splitlines()))
     for ax, text in zip(axes[:, -1], rows, strict=True):
-        lines = fill(text, ROW_LETTERS)
+        lines = fill(text, ROW_LETTERS if rcParams["figure.figsize"][0] > COLUMN else int(ROW / BOLD))
         ax.annotate(lines, (1.02, 0.5), xycoords="axes fraction", rotation=270, va="center", fontweight="bold")
 
 
@@ -225,23 +227,48 @@ def key(label: str, marker: str, dash: Any = "-", filled: bool = True, width: fl
     return Line2D([], [], color=INK, marker=marker, linestyle=style, linewidth=width, markerfacecolor=face, label=label)
 
 
-def fit(figure: Figure) -> None:
-    """Set every text of a figure for a paper in 8 pt."""
+def fit(figure: Figure) -> str:
+    """Set a figure for a paper: every text in 8 pt, labels in lines that fit, as high as these need.
+
+    Returns the note above its panels, which is for the paper's caption, and takes it away.
+    """
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
         text.set_fontsize(8)
+    for ax in figure.axes:
+        ax.set_xlabel(fill(ax.get_xlabel(), letters(ax)))
+        ax.set_ylabel(fill(ax.get_ylabel(), int(ROW / LETTER)))
+        for text in ax.texts:
+            if text.get_rotation() == 0:
+                text.set_text(fill(text.get_text(), letters(ax)))
+    note = figure.get_suptitle()
+    figure.suptitle("")
+    if figure.get_figwidth() <= COLUMN:
+        figure.set_figheight(height_of(figure))
+    return note
 
 
-def save(figure: Figure, path: Path, kinds: tuple[str, ...] = ("png", "pdf")) -> list[Path]:
-    """Write path.KIND for each kind, each whole or not at all; the paths written."""
+def height_of(figure: Figure) -> float:
+    """Inches that a figure of panels needs: its rows, the lines of titles and labels, its legend."""
+    grid = figure.axes[0].get_subplotspec()
+    assert grid is not None
+    above = max(ax.get_title().count("\n") + 1 for ax in figure.axes)
+    below = max(ax.get_xlabel().count("\n") + 2 for ax in figure.axes)
+    entries = sum(math.ceil(len(one.get_texts()) / one._ncols) for one in figure.legends)  # pyright: ignore
+    return ROW * grid.get_gridspec().nrows + LINE * (above + below + entries) + 0.3
+
+
+def save(figure: Figure, path: Path, kinds: tuple[str, ...] = ("png", "pdf"), note: str = "") -> list[Path]:
+    """Write path.KIND for each kind, each whole or not at all; the paths written. A PDF's subject is `note`."""
     engine = figure.get_layout_engine()
     assert engine is not None
     engine.execute(figure)
     figure.set_layout_engine(None)  # laid out once, for both; "none" would draw everything twice
+    about = {"CreationDate": None} | ({"Subject": note} if note else {})
     written = []
     for kind in kinds:
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, metadata={"CreationDate": None} if kind == "pdf" else {})
+        figure.savefig(buffer, format=kind, metadata=about if kind == "pdf" else {})
         part = path.with_name(f"{path.name}.{kind}.part")
         part.write_bytes(buffer.getvalue())
         written.append(part.replace(path.with_name(f"{path.name}.{kind}")))

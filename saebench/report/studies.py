@@ -46,6 +46,7 @@ def read_studies(outputs: Path) -> list[dict[str, Any]]:
                 "title": "{}, layer {}, {}; {}".format(*(members[name].iloc[0] for name in PLACE)),
                 "configs": [described(config, members) for config in configs],
                 "measures": {name: " ".join(NAMES.get(name, MEASURES[name][0]).split()) for name in measures},
+                "heads": {name: MEASURES[name][0] for name in measures},
                 "views": columns(own, [*VIEWS, *measures, *(f"{name}_sd" for name in measures)]),
                 "curves": by_run(curves, members, CURVES),
                 "latents": by_run(latents, members, RANKS),

@@ -45,7 +45,9 @@ function claimDetails(claim, i) {
   const verdict = make("b", { class: `verdict ${claim.verdict}` }, claim.verdict);
   const content = () => {
     const chart = forest(claim);
-    const findings = new SortedTable(`Findings of ${claim.id}`, claim.findings);
+    const percent = claim.unit === "relative";
+    const effect = (value) => (value !== null && percent ? `${shown(100 * value)} %` : shown(value));
+    const findings = new SortedTable(`Findings of ${claim.id}`, claim.findings, { effect, low: effect, high: effect });
     const runs = folded(
       `${claim.runs.length} runs behind it`,
       () => make("p", {}, ...claim.runs.flatMap((run) => [runButton(run), " "])),
@@ -69,7 +71,7 @@ function configTable(study) {
       rows[i][`${name}_sd`] ? `${shown(value)} ± ${shown(Number(rows[i][`${name}_sd`].toPrecision(2)))}` : shown(value)
     );
   }
-  return new SortedTable(`Configurations of ${study.title}`, columns, cells).node;
+  return new SortedTable(`Configurations of ${study.title}`, columns, cells, study.heads).node;
 }
 
 function runTable(study) {

@@ -246,7 +246,7 @@ def test_a_reader_sorts_filters_toggles_and_opens_runs(site: Path, chromium: Bro
     chromium.run("location.hash = '#claim-0'")
     chromium.wait("document.querySelector('#claim-0').open && document.querySelector('#claim-0 .main-svg') !== null")
     assert chromium.run("document.querySelector('#claim-0').textContent").count(EVIL) >= 2
-    chart = "charts.find((c) => c.spec.title === 'Against L0' && c.node.closest('#section-1'))"
+    chart = "charts.filter((c) => c.spec.title === 'Against L0' && c.node.closest('#section-1')).at(-1)"
     chromium.run(f"{chart}.node.scrollIntoView()")
     chromium.wait(f"{chart}.drawn")
     before = chromium.run(f"{chart}.traces.length")
@@ -256,7 +256,7 @@ def test_a_reader_sorts_filters_toggles_and_opens_runs(site: Path, chromium: Bro
     chromium.run(f"{chart}.tools.querySelector('button').click()")
     assert chromium.run(f"{chart}.plot._fullLayout.xaxis.type") == "linear"
     assert "topk" in chromium.run(f"{chart}.traces.flatMap((t) => t.custom.flat()).join(' ')")
-    table = "document.querySelector('#section-1 .scroll')"
+    table = "document.querySelector('#section-1 .scroll[aria-label^=\"Configurations of tiny\"]')"
     fvus = f"Array.from({table}.querySelectorAll('tbody tr'), (r) => parseFloat(r.cells[6].textContent))"
     head = f"{table}.querySelectorAll('thead button')[6]"
     chromium.run(f"{head}.click()")

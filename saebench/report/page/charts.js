@@ -32,7 +32,7 @@ function layoutOf(chart, x, y) {
   const line = printing ? "#ccc" : style.getPropertyValue("--line").trim();
   const axis = (title, log) => ({
     title: { text: plain(title), standoff: 8 }, type: log ? "log" : "linear", gridcolor: line, linecolor: ink,
-    zeroline: false, automargin: true, exponentformat: "power", ...(log ? { nticks: 6 } : {}),
+    zeroline: false, automargin: true, exponentformat: log ? "power" : "SI", ...(log ? { nticks: 6 } : {}),
   });
   return {
     margin: { l: 56, r: 12, t: 8, b: 44 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",

@@ -131,7 +131,7 @@ def target_of(model: Any, layer: int | None, site: str, module: str | None) -> t
         )
         return names[module], False
     one_of("site", site, SITES)
-    kind = getattr(model.config, "model_type", None)
+    kind = str(getattr(model.config, "model_type", None))
     require(kind in FAMILIES, f"model: its model_type is {kind}; name the submodule whose output is meant, module=...")
     family = FAMILIES[kind]
     layers = getattr(model, "base_model", model).get_submodule(family.layers)

@@ -55,6 +55,7 @@ def at_layer(sae: SAE, **edits: Any) -> tuple[Tensor, Tensor, Any]:
         handle = layer.register_forward_pre_hook(lambda _m, args: behind.append(args[0]))
         run("llama")
         handle.remove()
+    assert seen.x is not None
     return seen.x.flatten(0, 1), behind[0].flatten(0, 1), seen
 
 
@@ -68,7 +69,7 @@ def test_edits_move_x_along_the_decoder(input: str) -> None:
     quiet = int(z.sum(0).argmin())
     assert float(z[:, busy].max()) > 0.1
     parts = {i: (z[:, i, None], sae.W_dec[i]) for i in (busy, quiet)}
-    cases: list[tuple[dict[str, Any], Tensor]] = [
+    cases: list[tuple[dict[str, Any], Any]] = [
         ({"ablate": [busy]}, -parts[busy][0] * parts[busy][1]),
         (
             {"clamp": {busy: 2.0, quiet: 1.0}},

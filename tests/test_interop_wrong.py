@@ -44,13 +44,18 @@ def tensors(name: str, **changes: torch.Tensor | None) -> Break:
 
 def config(name: str, **changes: Any) -> Break:
     """Change keys of a JSON file."""
-    return lambda folder: (
-        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | changes)) and None
-    )
+
+    def apply(folder: Path) -> None:
+        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | changes))
+
+    return apply
 
 
 def text(name: str, content: str) -> Break:
-    return lambda folder: (folder / name).write_text(content) and None
+    def apply(folder: Path) -> None:
+        (folder / name).write_text(content)
+
+    return apply
 
 
 def state(**changes: Any) -> Break:

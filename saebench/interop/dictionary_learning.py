@@ -51,11 +51,11 @@ def read(folder: Path) -> tuple[Plain, Facts]:
     trainer = read_config(path).get("trainer")
     require(isinstance(trainer, dict), f"{path}: trainer: missing; it says which class ae.pt is of")
     assert isinstance(trainer, dict)
-    name = trainer.get("dict_class")
+    name = str(trainer.get("dict_class"))
     require(name in CLASSES, f"{path}: trainer.dict_class={name}: saebench reads {', '.join(CLASSES)}")
     loaded = read_pt(folder / WEIGHTS)
     tensors = Tensors(folder / WEIGHTS, {key: value for key, value in loaded.items() if isinstance(value, Tensor)})
-    named = matrices(tensors, CLASSES[name])
+    named: dict[str, Any] = matrices(tensors, CLASSES[name])
     if name in NOT_SUBTRACTING:
         named["b_enc"] = subtracting(named["b_enc"], named["W_enc"], named["b_dec"])
     plain = Plain(RULES[name], **named, **selection(tensors, name, len(named["W_dec"])))

@@ -6,6 +6,7 @@ Their TopK models standardise each token (and add 1e-5 to its deviation, which o
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -31,7 +32,7 @@ def read(path: Path) -> tuple[Plain, Facts]:
     )
     b_enc, b_dec = tensors.take("latent_bias", d_sae), tensors.take("pre_bias", d_in)
     tensors.close(*COUNTED)
-    shared = {"W_enc": W_enc.T, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
+    shared: dict[str, Any] = {"W_enc": W_enc.T, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
     if name == "ReLU":
         return Plain("relu", **shared), Facts()
     state = loaded.get("activation_state_dict")

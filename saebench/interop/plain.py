@@ -8,6 +8,7 @@ gives latents in units of the activations: b_enc, thresholds and b_mag times sca
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,7 +106,7 @@ def plain_of(sae: SAE) -> Plain:
     """What other libraries are told of our SAE. Raises InputError for one without a threshold yet."""
     token = sae.cfg.input == "token"
     tensors = {n: t.detach() for n, t in sae.state_dict().items()} if token else raw_tensors(sae)
-    shared = {name: tensors[name].cpu() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    shared: dict[str, Any] = {name: tensors[name].cpu() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
     prefixes = tuple(getattr(sae, "prefixes", ()))
     if isinstance(sae, Gated):
         return Plain("gated", **shared, r_mag=tensors["r_mag"].cpu(), b_mag=tensors["b_mag"].cpu(), token=token)

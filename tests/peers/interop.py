@@ -138,7 +138,8 @@ def of_gemma(folder: Path, second: bool) -> None:
         }
         (folder / "config.json").write_text(json.dumps(config) + "\n")
     else:
-        np.savez(folder / "params.npz", **{key: tensor.numpy() for key, tensor in tensors.items()})
+        arrays: dict[str, Any] = {key: tensor.numpy() for key, tensor in tensors.items()}
+        np.savez(folder / "params.npz", **arrays)
 
     def encode(x: Tensor) -> Tensor:
         pre = x @ tensors["W_enc"] + tensors["b_enc"]

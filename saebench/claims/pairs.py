@@ -16,7 +16,7 @@ from saebench.checks import InputError, require
 from saebench.claims.effects import pooled
 from saebench.claims.labels import ambiguous, describe, differing, few, name_of
 from saebench.claims.points import Point, between, in_common
-from saebench.claims.rows import SUMS, Evidence, NoRowsError, known, view_name
+from saebench.claims.rows import MAKERS, SUMS, Evidence, NoRowsError, known, view_name
 from saebench.claims.spec import Condition, PairClaim
 from saebench.tables import PLACE, SEEDS, missing
 
@@ -75,7 +75,8 @@ def compare(claim: PairClaim, condition: Condition, evidence: Evidence) -> tuple
     if claim.rows == "views":
         known(table, condition.metric)
     if condition.metric not in table:
-        raise NoRowsError(f"{claim.rows} has no column {condition.metric}")
+        maker = f"; `saebench {MAKERS[claim.rows]}` makes it" if claim.rows in MAKERS else ""
+        raise NoRowsError(f"{claim.rows} has no column {condition.metric}{maker}")
     along = claim.along if condition.l0 == "exact" else []
     shared = [*PLACE, *SEEDS, *(known(table, name) for name in claim.same if name not in along)]
     left, right = (side_of(claim, side, condition, evidence, shared) for side in (claim.left, claim.right))

@@ -35,6 +35,7 @@ FREE = (
     "compile",
     "checkpoint",
     "memory_gb",
+    "shard",
     "outputs",
     "cache",
     "experiment",

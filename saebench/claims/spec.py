@@ -59,7 +59,7 @@ class Condition:
     @property
     def name(self) -> str:
         """As tables show it."""
-        return ", ".join(part for part in (self.metric, f"L0 {self.l0}", self.tokens) if part)
+        return ", ".join(part for part in (self.metric, f"L0 {self.l0}" if self.l0 else "", self.tokens) if part)
 
 
 @dataclass

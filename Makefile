@@ -52,11 +52,13 @@ figures: $(READY)  ## tables and figures of every run in outputs/
 bench: $(READY)  ## step times against floors and, after make peers, against other libraries
 	$(BIN)/python -m tests.bench.step $(if $(wildcard $(PEERS)/bin/python),--peers $(PEERS)/bin/python) $(ARGS)
 
-peers:  ## install SAELens and sparsify into .peers, for bench and test-long
+peers:  ## install SAELens, sparsify and dictionary_learning into .peers, for bench and test-long
 	$(PYTHON) -m venv $(PEERS)
 	grep '^torch==' $(CONSTRAINTS) > $(PEERS)/constraints.txt
 	$(PEERS)/bin/python -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS) torch
 	$(PEERS)/bin/python -m pip install -q --disable-pip-version-check -c $(PEERS)/constraints.txt sae-lens eai-sparsify
+	$(PEERS)/bin/python -m pip install -q --disable-pip-version-check --no-deps dictionary-learning # nnsight, which it wants for language models, is not needed
+	$(PEERS)/bin/python -m pip install -q --disable-pip-version-check einops zstandard
 
 tiny-gpt2: $(READY)  ## train the embedded model again (seeded, about 15 minutes on two cores)
 	$(BIN)/python -m saebench.assets.build

@@ -131,7 +131,7 @@ def target_of(model: Any, layer: int | None, site: str, module: str | None) -> t
         )
         return names[module], False
     one_of("site", site, SITES)
-    kind = str(getattr(model.config, "model_type", None))
+    kind = str(getattr(getattr(model, "config", None), "model_type", None))
     require(kind in FAMILIES, f"model: its model_type is {kind}; name the submodule whose output is meant, module=...")
     family = FAMILIES[kind]
     layers = getattr(model, "base_model", model).get_submodule(family.layers)
@@ -147,7 +147,7 @@ def special_of(model: Any) -> list[int]:
     """The ids of BOS, EOS and padding that a model's configuration names."""
     found: set[int] = set()
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        ids = getattr(model.config, name, None)
+        ids = getattr(getattr(model, "config", None), name, None)
         found |= {ids} if isinstance(ids, int) else set(ids or ())
     return sorted(found)
 

@@ -69,12 +69,10 @@ def test_edits_move_x_along_the_decoder(input: str) -> None:
     quiet = int(z.sum(0).argmin())
     assert float(z[:, busy].max()) > 0.1
     parts = {i: (z[:, i, None], sae.W_dec[i]) for i in (busy, quiet)}
-    cases: list[tuple[dict[str, Any], Any]] = [
+    clamped = (2 - parts[busy][0]) * parts[busy][1] + (1 - parts[quiet][0]) * parts[quiet][1]
+    cases: list[tuple[dict[str, Any], Tensor]] = [
         ({"ablate": [busy]}, -parts[busy][0] * parts[busy][1]),
-        (
-            {"clamp": {busy: 2.0, quiet: 1.0}},
-            sum((i - v) * d for i, (v, d) in zip((2, 1), parts.values(), strict=True)),
-        ),
+        ({"clamp": {busy: 2.0, quiet: 1.0}}, clamped),
         ({"steer": {quiet: -3.0}}, -3 * sae.W_dec[quiet].expand_as(x)),
     ]
     for edit, moved in cases:

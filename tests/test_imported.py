@@ -75,11 +75,11 @@ def test_imported_saes_are_told_from_ours_in_tables(outputs: tuple[Path, list[Pa
     again = evaluate_sae(str(first), None, at)  # as a run, whose model and data are known
     assert load_sae(again).cfg == load_sae(first).cfg
     write_tables(folder)
-    runs = pd.read_csv(folder / "tables" / "runs.csv")
-    topk = pd.DataFrame(runs[runs["variant"] == "topk"])
-    assert len(set(topk["configuration"])) == len(topk) == 3
-    assert sorted(text.split(":")[0] for text in topk["origin"]) == ["saebench", "saelens", "trained"]
-    assert "train.lr" not in runs or len({*topk["train.lr"].dropna()}) <= 1
+    runs = pd.read_csv(folder / "tables" / "runs.csv").to_dict("records")
+    topk = [row for row in runs if row["variant"] == "topk"]
+    assert len({row["configuration"] for row in topk}) == len(topk) == 3
+    assert sorted(row["origin"].split(":")[0] for row in topk) == ["saebench", "saelens", "trained"]
+    assert not any(key.startswith("train.") for key in topk[0])
     assert verify(folder) == []
 
 

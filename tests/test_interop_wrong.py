@@ -52,6 +52,8 @@ def config(name: str, **changes: Any) -> Break:
 
 
 def text(name: str, content: str) -> Break:
+    """Write another file in its place."""
+
     def apply(folder: Path) -> None:
         (folder / name).write_text(content)
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from saebench.checks import InputError
+
 HOOK = re.compile(r"blocks\.(\d+)\.hook_(resid_pre|resid_post|mlp_out|attn_out)$")
 
 
@@ -50,6 +52,9 @@ def of_run(folder: Path) -> Facts:
     if not path.is_file():
         return Facts()
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    model, data = config["model"], config["data"]
-    name = model["name"] if model["path"] == "embedded" else model["path"]
-    return Facts(name, model["layer"], model["site"], data.get("path") or data["name"], data["seq_len"])
+    try:
+        model, data = config["model"], config["data"]
+        name = model["name"] if model["path"] == "embedded" else model["path"]
+        return Facts(name, model["layer"], model["site"], data.get("path") or data["name"], data["seq_len"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: no config of a run ({error}); remove it, or name another folder") from error

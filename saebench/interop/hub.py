@@ -25,20 +25,16 @@ def parts_of(source: str) -> tuple[str, str, str | None]:
     return found["repo"], found["folder"].strip("/"), found["revision"]
 
 
-def clients(error: type[Exception]) -> list[type[Exception]]:
-    """The bases of the hub's own error, which tell of the HTTP client that this version of it uses."""
-    return [base for base in error.__bases__ if issubclass(base, Exception)]
-
-
 @contextmanager
 def one_line_errors(source: str) -> Iterator[None]:
     """Turn what the hub's client raises, without a network or for a wrong id, into an InputError."""
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
-    expected: tuple[type[Exception], ...] = (OSError, EntryNotFoundError, HFValidationError, *clients(HfHubHTTPError))
+    raised: tuple[type[Exception], ...] = (OSError, EntryNotFoundError, HFValidationError)
+    raised += tuple(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception))  # of its HTTP library
     try:
         yield
-    except expected as error:
+    except raised as error:
         if isinstance(error, InputError):
             raise
         first = next((line for line in str(error).strip().splitlines() if line.strip()), type(error).__name__)

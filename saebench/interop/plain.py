@@ -126,8 +126,9 @@ def plain_of(sae: SAE) -> Plain:
 
 def config_of(plain: Plain) -> SAEConfig:
     """The configuration of our variant that works alike; what only training reads is 0 or 1."""
-    of = {"d_sae": plain.d_sae, "input": "token" if plain.token else "none"}
-    unused = {"aux_weight": 0.0, "aux_k": 1, "dead_tokens": 1}
+    of: dict[str, Any] = {"d_sae": plain.d_sae, "input": "token" if plain.token else "none"}
+    unused: dict[str, Any] = {"aux_weight": 0.0, "aux_k": 1, "dead_tokens": 1}
+    own: dict[str, Any]
     if plain.rule == "relu":
         return ReLUConfig("relu", **of, **unused, l1=0.0, target_l0=None)
     if plain.rule == "gated":
@@ -142,8 +143,8 @@ def config_of(plain: Plain) -> SAEConfig:
     own = {"k": plain.k, "threshold_decay": 1.0}
     if len(plain.prefixes) < 2:
         return BatchTopKConfig("batchtopk", **of, **unused, **own)
-    nested = {"prefixes": list(plain.prefixes), "prefix_shares": [], "prefix_sampling": "fixed"}
-    return MatryoshkaConfig("matryoshka", **of, **unused, **own, **nested)
+    own |= {"prefixes": list(plain.prefixes), "prefix_shares": [], "prefix_sampling": "fixed"}
+    return MatryoshkaConfig("matryoshka", **of, **unused, **own)
 
 
 def sae_of(plain: Plain) -> SAE:

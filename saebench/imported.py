@@ -18,7 +18,7 @@ from saebench.checks import InputError, require
 from saebench.compose import conf_folder, load, load_over
 from saebench.config import RunConfig, as_dict, recorded
 from saebench.interop.facts import Facts
-from saebench.interop.source import Found, facts_dict, read_sae
+from saebench.interop.source import Found, origin_of, read_sae
 from saebench.lm import describe
 from saebench.pipeline import Stream, check_outputs, evaluate_gang, open_batches, open_stream
 from saebench.runs import write_csv
@@ -98,13 +98,13 @@ def model_named(name: str) -> list[str]:
 def make_run(found: Found, cfg: RunConfig) -> Path:
     """The run's folder: outputs/runs/<variant>-<key>."""
     check_outputs([cfg])
-    origin = facts_dict(found)
+    origin = origin_of(found)
     place = {"model": as_dict(cfg.model), "data": as_dict(cfg.data)}
     inputs = {
         "numerics": NUMERICS,
         "sae": found.sae.describe(),
         "sha256": origin["sha256"],
-        "format": found.format,
+        "format": origin["format"],
         **place,
     }
     folder = Path(cfg.outputs) / "runs" / f"{found.sae.cfg.name}-{key_of(inputs)}"
@@ -120,7 +120,7 @@ def write(folder: Path, found: Found, cfg: RunConfig, origin: dict[str, Any]) ->
     save_sae(found.sae, folder)
     write_json(folder / "sae.json", found.sae.describe() | {"imported": origin})
     write_csv(folder / "train.csv", [], TRAIN_LOG)
-    label = f"{found.format}:{found.name}:{origin['sha256'][:6]}"
+    label = f"{origin['format']}:{origin['name']}:{origin['sha256'][:6]}"
     write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(recorded(cfg) | {"origin": label})))
     write_json(folder / "env.json", {"versions": versions()})
 

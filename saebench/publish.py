@@ -32,7 +32,7 @@ LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]*$")
 def push(run: Path, repo: str, dry_run: bool = False, private: bool = False, licence: str | None = None) -> str:
     """Upload the files of a run with a card; the repository's address, or with `dry_run` the card and the files as text.
 
-    Absolute paths of this machine are taken out of config.yaml. Raises InputError for a run that is not whole or not evaluated.
+    Of absolute paths of this machine the last part is kept. Raises InputError for a run that is not whole or not evaluated.
     """
     owner, folder, revision = hub.parts_of(repo)
     require(not folder and revision is None, f"{repo}: push goes to a whole repository, owner/name")
@@ -64,11 +64,12 @@ def fill(folder: Path, run: Path, repo: str, licence: str | None) -> None:
             shutil.copy(run / name, folder / name)
     config = public(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
     write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+    write_json(folder / "sae.json", public(read_json(run / "sae.json")))
     done = read_json(run / "done.json")
     kept = {name: record for name, record in done["files"].items() if name in FILES}
-    path = folder / "config.yaml"
-    kept["config.yaml"] = {"bytes": path.stat().st_size, "sha256": checksum(path)}
-    write_json(folder / "done.json", done | {"files": kept})
+    for path in (folder / "config.yaml", folder / "sae.json"):
+        kept[path.name] = {"bytes": path.stat().st_size, "sha256": checksum(path)}
+    write_json(folder / "done.json", done | {"files": kept, "inputs": public(done["inputs"])})
     write_text(folder / "README.md", card(folder, repo, config, licence))
 
 

@@ -20,6 +20,7 @@ from saebench.config import from_dict
 from saebench.imported import TRAIN_LOG, evaluate_sae, import_sae, inferred, model_named
 from saebench.interop import hub
 from saebench.interop.facts import Facts
+from saebench.lm import EMBEDDED
 from saebench.pipeline import run
 from saebench.publish import fill, pull, push
 from saebench.saes.files import load_sae
@@ -72,8 +73,9 @@ def test_imported_saes_are_told_from_ours_in_tables(outputs: tuple[Path, list[Pa
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     at = [*HERE, f"outputs={folder}", "cache=stream"]
     first = evaluate_sae(str(tmp_path / "a" / "sae"), "saelens", at)
-    again = evaluate_sae(str(first), None, at)  # as a run, whose model and data are known
-    assert load_sae(again).cfg == load_sae(first).cfg
+    assert evaluate_sae(str(first), None, at) == first  # a run, whose model and data are known
+    again = evaluate_sae(str(outputs[1][0]), None, at)
+    assert load_sae(again).cfg == load_sae(outputs[1][0]).cfg
     write_tables(folder)
     runs = pd.read_csv(folder / "tables" / "runs.csv").to_dict("records")
     topk = [row for row in runs if row["variant"] == "topk"]
@@ -94,15 +96,13 @@ def test_an_imported_run_is_a_run(outputs: tuple[Path, list[Path]], tmp_path: Pa
     cfg = from_dict(yaml.safe_load((folder / "config.yaml").read_text()))
     assert (cfg.model.layer, cfg.model.site, cfg.data.eval_tokens, cfg.sae.k) == (1, "resid_pre", 640, 8)
     assert read_json(folder / "sae.json")["imported"]["format"] == "dictionary_learning"
-    assert evaluate_sae(str(folder), None, [f"outputs={outputs[0]}", *HERE, "data.eval_tokens=640"]).name != folder.name
-    assert (calibrate(evaluated(folder, outputs[0]), 4.0) / "sae.json").is_file()
+    again = evaluate_sae(
+        str(folder), None, [*HERE, f"outputs={outputs[0]}", "data.eval_tokens=640", "evaluate.ce_tokens=0"]
+    )
+    assert again == folder
+    assert (calibrate(again, 4.0) / "sae.json").is_file()
     header = (outputs[1][0] / "train.csv").read_text().partition("\n")[0]
     assert header.split(",") == TRAIN_LOG
-
-
-def evaluated(folder: Path, outputs: Path) -> Path:
-    """The run that evaluating the run `folder` makes."""
-    return evaluate_sae(str(folder), None, [f"outputs={outputs}", "evaluate.ce_tokens=0"])
 
 
 def test_the_command_line(
@@ -203,6 +203,29 @@ def test_what_is_pushed_can_be_pulled_and_used(
     (sent / "latents.csv").unlink()
     with pytest.raises(InputError, match=r"no latents\.csv in it"):
         pull("someone/some-sae", tmp_path / "other")
+
+
+def test_no_path_of_this_machine_is_sent(outputs: tuple[Path, list[Path]], tmp_path: Path) -> None:
+    saebench.export(outputs[1][0], tmp_path / "sae", "sparsify")
+    at = [
+        *HERE,
+        f"outputs={outputs[0]}",
+        "model=local",
+        f"model.path={EMBEDDED}",
+        "model.layer=1",
+        "evaluate.ce_tokens=0",
+    ]
+    folder, sent = evaluate_sae(str(tmp_path / "sae"), None, at), tmp_path / "sent"
+    sent.mkdir()
+    fill(
+        sent,
+        evaluate_sae(str(folder), None, [*HERE, f"outputs={outputs[0]}", "evaluate.ce_tokens=0"]),
+        "someone/some-sae",
+        None,
+    )
+    texts = {path.name: path.read_text() for path in sent.iterdir() if path.suffix != ".safetensors"}
+    assert [name for name, text in texts.items() if str(EMBEDDED.parent) in text or str(outputs[0]) in text] == []
+    assert "Imported from sparsify:sae:" in texts["README.md"]
 
 
 def test_a_hostile_done_json_reaches_nothing_outside(

@@ -6,7 +6,9 @@ order and, where a bias is folded, with its product rounded once; activations ar
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -141,6 +143,36 @@ def test_an_sae_that_standardises_tokens_has_no_tensors_on_raw_activations(tmp_p
         with pytest.raises(InputError, match=f"--to={to}"):
             export(folder, tmp_path / to, to, view="budget:4")
     assert export(folder, tmp_path / "out", "saelens") == 0
+
+
+def test_the_scale_of_a_saelens_checkpoint_is_taken_from_beside_it(tmp_path: Path) -> None:
+    folder = tmp_path / "scaled"
+    shutil.copytree(FIXTURES / "saelens-topk", folder)
+    config = json.loads((folder / "cfg.json").read_text()) | {"normalize_activations": "expected_average_only_in"}
+    (folder / "cfg.json").write_text(json.dumps(config))
+    (folder / "activation_scaler.json").write_text('{"scaling_factor": 0.25}')
+    known = load_file(folder / "expected.safetensors")
+    torch.testing.assert_close(saebench.load(folder)(known["x"] * 4), known["x_hat"] * 4, atol=1e-4, rtol=1e-5)
+    (folder / "activation_scaler.json").write_text('{"scaling_factor": null}')
+    with pytest.raises(InputError, match=r"activation_scaler\.json: scaling_factor=None: must be a positive number"):
+        saebench.load(folder)
+
+
+def test_saelens_configurations_from_before_6_are_read(tmp_path: Path) -> None:
+    folder = tmp_path / "old"
+    shutil.copytree(FIXTURES / "saelens-topk", folder)
+    old = {
+        "hook_point": "blocks.2.hook_resid_pre",
+        "model_name": "gpt2-small",
+        "context_size": 64,
+        "d_in": 6,
+        "d_sae": 16,
+    }
+    old |= {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 3}, "normalize_activations": False}
+    (folder / "cfg.json").write_text(json.dumps(old))
+    found, known = read_sae(folder), load_file(folder / "expected.safetensors")
+    assert found.facts == SAELENS
+    torch.testing.assert_close(found.sae(known["x"]), known["x_hat"], atol=ATOL, rtol=1e-5)
 
 
 VIEWS = {

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from saebench.checks import InputError, require
-from saebench.interop.facts import Facts, number, text
+from saebench.interop.facts import Facts, mapping, number, text
 from saebench.interop.plain import Plain, not_subtracting, subtracting
 from saebench.interop.safe import Tensors, integer, read_config, read_pt
 from saebench.store import write_json
@@ -100,7 +100,7 @@ def selection(tensors: Tensors, name: str, d_sae: int) -> dict[str, Any]:
 def facts_of(path: Path) -> Facts:
     """What the trainer's and the buffer's settings say."""
     config = read_config(path)
-    trainer, buffer = config["trainer"], config.get("buffer") or {}
+    trainer, buffer = config["trainer"], mapping(config.get("buffer"))
     site = next(
         (s for s in ("resid_pre", "resid_post", "mlp_out", "attn_out") if s in str(trainer.get("submodule_name"))), None
     )

@@ -46,6 +46,11 @@ def number(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
+def mapping(value: Any) -> dict[str, Any]:
+    """A dictionary that is there, or an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
 def of_run(folder: Path) -> Facts:
     """What config.yaml says of a run, if there is one."""
     path = folder / "config.yaml"

@@ -14,12 +14,12 @@ from typing import Any
 from torch import Tensor
 
 from saebench.checks import require
-from saebench.interop.facts import Facts, hook_of, number, of_hook, text
+from saebench.interop.facts import Facts, hook_of, mapping, number, of_hook, text
 from saebench.interop.plain import Plain, subtracting
 from saebench.interop.safe import Tensors, integer, read_config, read_safetensors
 from saebench.store import write_json, write_tensors
 
-CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
 FORMAT = "6.0.0"  # the first version of SAELens whose configuration looks like this
 RULES = {  # their architecture, and ours
     "standard": "relu",
@@ -46,7 +46,10 @@ def read(folder: Path) -> tuple[Plain, Facts]:
     if config.get("rescale_acts_by_decoder_norm"):
         plain = rescaled(plain)
     if config.get("normalize_activations") == "expected_average_only_in":
-        plain = unscaled(plain, float(read_config(folder / "activation_scaler.json")[FACTOR]))
+        scaler = folder / SCALER
+        factor = read_config(scaler).get(FACTOR)
+        require(isinstance(factor, float) and factor > 0, f"{scaler}: {FACTOR}={factor}: must be a positive number")
+        plain = unscaled(plain, factor)
     return plain, facts_of(config)
 
 
@@ -54,7 +57,7 @@ def current(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     """A configuration with the keys of today."""
     config = {"architecture": "standard", "apply_b_dec_to_input": True} | config
     if str(config.get("activation_fn", config.get("activation_fn_str"))) == "topk":
-        config |= {"architecture": "topk", "k": (config.get("activation_fn_kwargs") or {}).get("k")}
+        config |= {"architecture": "topk", "k": mapping(config.get("activation_fn_kwargs")).get("k")}
     if isinstance(config.get("normalize_activations"), bool):
         config["normalize_activations"] = "expected_average_only_in" if config["normalize_activations"] else "none"
     require(isinstance(config["architecture"], str), f"{path}: architecture={config['architecture']}: must be a name")
@@ -66,7 +69,7 @@ def check(path: Path, config: dict[str, Any]) -> None:
     norm = config.get("normalize_activations") or "none"
     known = ("none", "layer_norm", "expected_average_only_in")
     require(norm in known, f"{path}: normalize_activations={norm}: saebench reads {', '.join(known)}")
-    scaler = path.with_name("activation_scaler.json")
+    scaler = path.with_name(SCALER)
     require(
         norm != "expected_average_only_in" or scaler.is_file(),
         f"{path}: normalize_activations={norm}: the factor is not in the file; put {scaler.name} of the checkpoint beside it",
@@ -127,14 +130,14 @@ def rescaled(plain: Plain) -> Plain:
     )
 
 
-def unscaled(plain: Plain, factor: float) -> Plain:
+def unscaled(plain: Plain, factor: Any) -> Plain:
     """The SAE on raw activations of one that sees them times `factor`; latents keep its units."""
     return replace(plain, W_enc=plain.W_enc * factor, W_dec=plain.W_dec / factor, b_dec=plain.b_dec / factor)
 
 
 def facts_of(config: dict[str, Any]) -> Facts:
     """What the metadata say; before 6.0 they stood among the rest."""
-    said = config | (config.get("metadata") or {})
+    said = config | mapping(config.get("metadata"))
     hook = of_hook(said.get("hook_name", said.get("hook_point")))
     return Facts(
         text(said.get("model_name")),

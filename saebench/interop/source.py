@@ -12,7 +12,7 @@ from saebench.interop import dictionary_learning, gemma_scope, hub, openai, own,
 from saebench.interop.facts import Facts
 from saebench.interop.plain import Plain, sae_of
 from saebench.saes import SAE
-from saebench.store import checksum
+from saebench.store import checksum, read_json
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def local(source: str) -> Path:
     if path.exists():
         return path
     require(hub.is_id(source), f"{source}: there is no such folder, and it is no hub id such as owner/name")
-    return hub.fetch(source, [*PARTS, "config.json", "config.yaml", "activation_scaler.json"])
+    return hub.fetch(source, [*PARTS, "config.json", "config.yaml", saelens.SCALER])
 
 
 def detect(path: Path) -> str:
@@ -109,7 +109,10 @@ def told() -> str:
     return "saebench reads " + ", ".join(f"{n} ({' + '.join(f.files) or 'one .pt file'})" for n, f in FORMATS.items())
 
 
-def facts_dict(found: Found) -> dict[str, Any]:
-    """What sae.json says of an imported SAE's origin."""
+def origin_of(found: Found) -> dict[str, Any]:
+    """What sae.json says of where an imported SAE is from; of an imported run, what it says itself."""
+    said = read_json(found.path / own.CONFIG).get("imported") if found.format == "saebench" else None
+    if isinstance(said, dict) and all(isinstance(said.get(key), str) for key in ("name", "format", "sha256")):
+        return said
     known = {key: value for key, value in vars(found.facts).items() if value is not None}
     return {"name": found.name, "format": found.format, "sha256": found.sha256(), **known}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from saebench.checks import require
-from saebench.interop.facts import Facts
+from saebench.interop.facts import Facts, number, text
 from saebench.interop.plain import Plain
 from saebench.interop.safe import integer, read_config, read_safetensors
 from saebench.store import write_json, write_tensors
@@ -53,7 +53,8 @@ def facts_of(folder: Path) -> Facts:
         return Facts()
     beside = folder.resolve().parent / "config.json"
     said: dict[str, Any] = read_config(beside) if beside.is_file() else {}
-    return Facts(said.get("model"), int(found[1]), SITES[found[2] or ""], said.get("dataset"), said.get("ctx_len"))
+    data, seq_len = text(said.get("dataset")), number(said.get("ctx_len"))
+    return Facts(text(said.get("model")), int(found[1]), SITES[found[2] or ""], data, seq_len)
 
 
 def write(plain: Plain, facts: Facts, folder: Path) -> None:

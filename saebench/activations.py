@@ -27,7 +27,7 @@ from saebench.lm import LM
 from saebench.parallel import SOLO, World, stage_together
 from saebench.progress import Progress, say
 from saebench.saes.base import Stats
-from saebench.store import fault_of, key_of, read_json, seed_of, stage, write_json, write_tensors
+from saebench.store import checked, key_of, read_json, seed_of, stage, write_json, write_tensors
 
 NUMERICS = 1  # raised by hand when the activations of an unchanged config change
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -87,14 +87,10 @@ class DiskShards(Shards):
     def __init__(self, cfg: DataConfig, store: TokenStore, lm: Callable[[], LM], batch: int, path: Path) -> None:
         super().__init__(cfg, store, lm, batch)
         self.path = path
-        self.files: dict[str, dict[str, Any]] = read_json(path / "done.json")["files"]
         self.checked: set[int] = set()  # shards whose checksum was compared in this process
 
     def read(self, i: int, progress: Progress | None = None) -> Shard:
-        path = shard_file(self.path, i)
-        fault = fault_of(path, self.files[path.name], deep=i not in self.checked)
-        if fault:
-            raise InputError(f"{path}: {fault}; `saebench verify --repair OUTPUTS` lets that file alone be made again")
+        path = checked(self.path, shard_file(self.path, i).name, deep=i not in self.checked)
         self.checked.add(i)
         tensors = load_file(path)
         return self.shard(i, tensors["x"], tensors["tokens"].long(), tensors["documents"].long())
@@ -192,7 +188,7 @@ def open_stats(cfg: RunConfig, inputs: dict[str, Any], shards: Shards) -> Activa
     """The statistics of the first data.stats_tokens training tokens, and the number of rows in each shard, from a stage."""
     path = Path(cfg.outputs) / "activations" / f"{key_of(inputs)}-stats"
     stage(path, inputs, lambda partial: write_stats(partial, shards))
-    tensors, summary = load_file(path / "stats.safetensors"), read_json(path / "stats.json")
+    tensors, summary = load_file(checked(path, "stats.safetensors")), read_json(checked(path, "stats.json"))
     return ActivationStats(tensors["mean"], summary["scale"], tensors["variance"], summary["outlier_norm"], summary)
 
 

@@ -1,12 +1,11 @@
 """Checkpoints: a member's whole training state on disk, so that an interrupted command, given again, goes on from there.
 
-Each is two files, step-<n>.safetensors and step-<n>.json; the JSON is written last and holds the checksum of the other. The
-two newest are kept: a torn one is passed over.
+Each is two files, step-<n>.safetensors and step-<n>.json; the JSON is written last and holds the checksum of the other and, as
+its seal, one of itself. The two newest are kept: a torn one is passed over.
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections import deque
@@ -22,7 +21,7 @@ from saebench.checks import InputError
 from saebench.member import Member
 from saebench.parallel import SOLO, World
 from saebench.progress import say
-from saebench.store import checksum, read_json, write_json, write_tensors
+from saebench.store import checksum, key_of, read_json, read_mapping, write_json, write_tensors
 
 KEPT = 2
 FAILED = "failed.json"  # says why a run stopped; its last good checkpoint stays beside it
@@ -36,10 +35,8 @@ def save_checkpoint(member: Member, folder: Path) -> None:
         return
     path = folder / f"step-{member.done:09d}.safetensors"
     write_tensors(path, tensors)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
     record["sha256"] = checksum(path)
-    write_json(path.with_suffix(".json"), record)
+    write_json(path.with_suffix(".json"), record | {"seal": key_of(record)})
     for old in checkpoints(folder)[KEPT:]:
         remove(old)
 
@@ -64,9 +61,11 @@ def whole(path: Path) -> bool:
     """Whether both files of a checkpoint are what was written."""
     tensors = path.with_suffix(".safetensors")
     try:
-        return tensors.is_file() and read_json(path)["sha256"] == checksum(tensors)
-    except (InputError, KeyError, TypeError):
+        record = read_mapping(path)
+    except InputError:
         return False
+    seal = record.pop("seal", None)
+    return seal == key_of(record) and tensors.is_file() and record.get("sha256") == checksum(tensors)
 
 
 def remove(path: Path) -> None:

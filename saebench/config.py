@@ -7,10 +7,12 @@ code receives: `OmegaConf.to_object` turns the composed YAML into a `RunConfig` 
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from saebench.checks import InputError, at_least, one_of, require, share
+from saebench.checks import at_least, made_of, one_of, positive, require, seed, share
 from saebench.engine_configs import ENGINES, LocalConfig
 from saebench.sae_configs import SAE_VARIANTS, SAEConfig, with_neutral
 
@@ -77,7 +79,10 @@ class DataConfig:
         at_least("data.seq_len", self.seq_len, 2)
         for key in ("n_tokens", "eval_tokens", "stats_tokens", "shard_tokens"):
             at_least(f"data.{key}", getattr(self, key), self.seq_len)
-        require(self.outlier_norm > 1, f"data.outlier_norm={self.outlier_norm}: must exceed 1")
+        require(
+            1 < self.outlier_norm < math.inf, f"data.outlier_norm={self.outlier_norm}: must exceed 1, and be finite"
+        )
+        seed("data.seed", self.seed)
 
 
 @dataclass
@@ -123,8 +128,9 @@ class TrainConfig:
         for key in ("warmup", "decay", "beta1", "beta2"):
             share(f"train.{key}", getattr(self, key))
         require(self.warmup + self.decay <= 1, f"train.decay={self.decay}: with train.warmup it must not exceed 1")
-        require(self.lr is None or self.lr > 0, f"train.lr={self.lr}: must be positive")
-        require(self.lr_scale > 0, f"train.lr_scale={self.lr_scale}: must be positive")
+        positive("train.lr", self.lr)
+        positive("train.lr_scale", self.lr_scale)
+        seed("train.order_seed", self.order_seed)
         at_least("train.clip", self.clip, 0)
         one_of("train.precision", self.precision, ("auto", "float32", "bfloat16"))
 
@@ -170,6 +176,7 @@ class EvaluateConfig:
         at_least("evaluate.threshold_tokens", self.threshold_tokens, 1)
         at_least("evaluate.batch", self.batch, 1)
         at_least("evaluate.logit_chunk", self.logit_chunk, 1)
+        seed("evaluate.seed", self.seed)
 
 
 @dataclass
@@ -182,8 +189,8 @@ class ExperimentConfig:
     lr_factors: list[float] = field(default_factory=list)  # of the default rate, tried per variant and size (search.py)
 
     def __post_init__(self) -> None:
-        positive = all(f > 0 for f in self.lr_factors)
-        require(positive, f"experiment.lr_factors={self.lr_factors}: each must be positive")
+        for factor in self.lr_factors:
+            positive("experiment.lr_factors", factor)
 
 
 @dataclass
@@ -225,11 +232,13 @@ class RunConfig:
         one_of("compile", self.compile, ("auto", "on", "off"))
         one_of("shard", self.shard, ("on", "off"))
         require(
-            self.device in ("auto", "cpu", "cuda") or self.device.startswith("cuda:"),
+            self.device in ("auto", "cpu", "cuda") or re.fullmatch(r"cuda:[0-9]{1,4}", self.device) is not None,
             f"device={self.device}: choose one of auto, cpu, cuda, cuda:N",
         )
         at_least("checkpoint", self.checkpoint, 0)
         require(self.memory_gb is None or self.memory_gb > 0, f"memory_gb={self.memory_gb}: must be positive, or null")
+        seed("seed", self.seed)
+        require(bool(self.outputs), "outputs=: has no name; name a folder")
 
     @property
     def train_tokens(self) -> int:
@@ -264,19 +273,25 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
     sections = {
         "model": ModelConfig,
         "data": DataConfig,
-        "sae": SAE_VARIANTS.get(values.get("sae", {}).get("name"), SAEConfig),
+        "sae": SAE_VARIANTS.get(str(section(values, "sae").get("name")), SAEConfig),
         "sparsity": SparsityConfig,
         "train": TrainConfig,
         "evaluate": EvaluateConfig,
         "experiment": ExperimentConfig,
-        "engine": ENGINES.get(values.get("engine", {}).get("name"), LocalConfig),
+        "engine": ENGINES.get(str(section(values, "engine").get("name")), LocalConfig),
         "tracker": TrackerConfig,
     }
-    made: dict[str, Any] = {"engine": {}, "tracker": {}} | values | {"sae": with_neutral(values.get("sae", {}))}
+    made: dict[str, Any] = {"engine": {}, "tracker": {}} | values | {"sae": with_neutral(section(values, "sae"))}
     made.pop("origin", None)  # of an imported SAE, for tables
     for name, schema in sections.items():
-        try:
-            made[name] = schema(**made[name])
-        except (KeyError, TypeError) as error:
-            raise InputError(f"config.yaml: {name}: written by another version of saebench ({error})") from error
-    return RunConfig(**made)
+        made[name] = made_of(schema, section(made, name), f"config.yaml: {name}")
+    return made_of(RunConfig, made, "config.yaml")
+
+
+def section(values: Any, name: str) -> dict[str, Any]:
+    """A section of a config read from a file. Raises InputError if it is not one."""
+    found = values.get(name, {}) if isinstance(values, dict) else None
+    require(
+        isinstance(found, dict), f"config.yaml: {name}: is no section; it was written by another version of saebench"
+    )
+    return found

@@ -22,7 +22,7 @@ from saebench import textfiles
 from saebench.checks import InputError, require
 from saebench.config import DataConfig
 from saebench.progress import Progress
-from saebench.store import key_of, read_json, stage, write_json, write_tensors
+from saebench.store import checked, key_of, read_json, stage, write_json, write_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -47,7 +47,7 @@ class TokenStore:
 
     def __init__(self, path: Path, keep_special: bool = False) -> None:
         self.path, self.key, self.keep_special = path, path.name, keep_special
-        self.info: dict[str, Any] = read_json(path / "tokens.json")
+        self.info: dict[str, Any] = read_json(checked(path, "tokens.json"))
         self.seq_len: int = self.info["seq_len"]
         self.special_ids = frozenset[int](self.info["special_ids"])
         self.shards: dict[str, dict[str, Tensor]] = {}
@@ -73,7 +73,7 @@ class TokenStore:
     def shard(self, name: str) -> dict[str, Tensor]:
         """The tensors of one file, mapped into memory the first time."""
         if name not in self.shards:
-            self.shards[name] = load_file(self.path / name)
+            self.shards[name] = load_file(checked(self.path, name))
         return self.shards[name]
 
     def special(self, tokens: Tensor) -> Tensor:

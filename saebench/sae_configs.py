@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
-from saebench.checks import InputError, at_least, one_of, require, share
+from saebench.checks import InputError, at_least, one_of, positive, require, share
 
 
 @dataclass
@@ -71,9 +71,8 @@ class JumpReLUConfig(SAEConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("sae.l0", self.l0, 0)
-        require(self.bandwidth > 0, f"sae.bandwidth={self.bandwidth}: must be positive")
-        require(self.threshold > 0, f"sae.threshold={self.threshold}: must be positive")
-        require(self.threshold_lr > 0, f"sae.threshold_lr={self.threshold_lr}: must be positive")
+        for key in ("bandwidth", "threshold", "threshold_lr"):
+            positive(f"sae.{key}", getattr(self, key))
         check_target(self)
 
 
@@ -169,7 +168,7 @@ class HierarchicalConfig(SAEConfig):
         if self.budgets == "powers":
             return [2**i for i in range(self.k.bit_length()) if 2**i < self.k] + [self.k]
         parts = [p.strip() for p in self.budgets.split(",")]
-        require(all(p.isdigit() for p in parts), f"sae.budgets={self.budgets}: give all, powers or numbers")
+        require(all(p.isdecimal() for p in parts), f"sae.budgets={self.budgets}: give all, powers or numbers")
         numbers = [int(p) for p in parts]
         rising = numbers[0] >= 1 and all(a < b for a, b in pairwise(numbers))
         require(rising and numbers[-1] == self.k, f"sae.budgets={self.budgets}: must rise and end at sae.k={self.k}")
@@ -229,12 +228,14 @@ def keyed(sae: dict[str, Any]) -> dict[str, Any]:
 
 def with_neutral(sae: dict[str, Any]) -> dict[str, Any]:
     """A stored SAE config with the keys that its variant got later."""
-    names = {field.name for field in fields(SAE_VARIANTS.get(sae.get("name", ""), SAEConfig))}
+    names = {field.name for field in fields(SAE_VARIANTS.get(str(sae.get("name")), SAEConfig))}
     return {name: value for name, value in NEUTRAL.items() if name in names} | sae
 
 
 def check_prefixes(cfg: MatryoshkaConfig | LatticeConfig) -> None:
     """Fill in prefixes that are left out; raise InputError unless they rise to d_sae."""
+    for share_of in cfg.prefix_shares:
+        require(0 < share_of <= 1, f"sae.prefix_shares={cfg.prefix_shares}: each must lie above 0 and not exceed 1")
     if cfg.prefixes is None:
         cfg.prefixes = [max(1, round(s * cfg.d_sae)) for s in cfg.prefix_shares]
     one_of("sae.prefix_sampling", cfg.prefix_sampling, ("fixed", "random"))

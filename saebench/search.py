@@ -26,7 +26,7 @@ from saebench.pipeline import Members, Stream, gangs, open_stream, run_folder, r
 from saebench.progress import say
 from saebench.runs import write_csv
 from saebench.sae_configs import keyed
-from saebench.store import is_done, key_of, partial_of, stage
+from saebench.store import discard, is_done, key_of, partial_of, stage
 
 KNOBS = ("k", "l1", "l0", "target_l0")  # how sparse: a rate is chosen for all of them
 TAIL = 0.1  # share of the steps, at the end, over which losses are compared
@@ -163,7 +163,7 @@ def write_search(folder: Path, rows: list[dict[str, Any]]) -> None:
 def adopt(trial: Path, run: Path) -> None:
     """Move a trial's folder to where the run that it is belongs, unless that is there."""
     if run.exists():
-        shutil.rmtree(trial)
+        discard(trial)
         return
     run.parent.mkdir(parents=True, exist_ok=True)
     os.replace(trial, run)

@@ -19,9 +19,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from saebench.checks import InputError
+from saebench.checks import InputError, require
 from saebench.progress import say
 
+REMEDY = "`saebench verify --repair OUTPUTS` lets"
 PACKAGES = ("saebench", "torch", "transformers", "numpy")
 
 
@@ -37,23 +38,63 @@ def seed_of(*parts: int) -> int:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that `path` holds either the old text or the whole new one."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+    """Write JSON so that `path` holds either the old text or the whole new one, even if the power fails."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n", lasting=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write text so that `path` holds either the old text or the whole new one."""
+def write_text(path: Path, text: str, lasting: bool = False) -> None:
+    """Write text so that `path` holds either the old text or the whole new one; `lasting`: even if the power fails."""
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
+    if lasting:
+        sync(part)
     os.replace(part, path)
 
 
+def sync(path: Path) -> None:
+    """Wait until a file's content is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def read_json(path: Path) -> Any:
-    """The JSON in `path`. Raises InputError naming the file if it is not JSON."""
+    """The JSON in `path`. Raises InputError naming the file if it is not JSON, or nested too deep."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: bytes, syntax, a number of too many digits
         raise InputError(f"{path}: not valid JSON ({error}); remove it and run the command again") from error
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`. Raises InputError naming the file if it is anything else."""
+    value = read_json(path)
+    require(isinstance(value, dict), f"{path}: holds no keys and values; remove it and run the command again")
+    return value
+
+
+def checked(folder: Path, name: str, deep: bool = True) -> Path:
+    """The file `name` of a finished stage, compared with what done.json says of it; only in size unless `deep`.
+
+    Raises InputError naming file and remedy.
+    """
+    files = read_mapping(folder / "done.json").get("files")
+    record = files.get(name) if isinstance(files, dict) else None
+    if not is_record(record):
+        raise InputError(f"{folder / 'done.json'}: holds no checksum of {name}; {REMEDY} this stage be made again")
+    fault = fault_of(folder / name, record, deep)
+    require(not fault, f"{folder / name}: {fault}; {REMEDY} it be made again")
+    return folder / name
+
+
+def is_record(record: Any) -> bool:
+    """Whether this is what done.json holds of a file."""
+    return isinstance(record, dict) and type(record.get("bytes")) is int and isinstance(record.get("sha256"), str)
+
+
+def discard(path: Path) -> None:
+    """Remove a finished stage; one that is removed in part is no longer done."""
+    (path / "done.json").unlink(missing_ok=True)
+    shutil.rmtree(path)
 
 
 def checksum(path: Path) -> str:
@@ -86,6 +127,7 @@ def write_tensors(path: Path, tensors: dict[str, Any]) -> None:
     except SafetensorError as error:
         code = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
         raise OSError(code, os.strerror(code), str(part)) from error
+    sync(part)
     os.replace(part, path)
 
 
@@ -103,7 +145,7 @@ def versions() -> dict[str, str]:
 def is_done(path: Path, inputs: dict[str, Any]) -> bool:
     """Whether `path` holds a finished stage made from exactly these inputs."""
     record = path / "done.json"
-    return record.is_file() and read_json(record).get("inputs") == json.loads(json.dumps(inputs))
+    return record.is_file() and read_mapping(record).get("inputs") == json.loads(json.dumps(inputs))
 
 
 @contextmanager
@@ -123,14 +165,22 @@ def lock(path: Path, wait: bool = True) -> Iterator[None]:
                 raise InputError(f"{path}: another process is making it; wait until it ends, or stop it") from None
             say(f"another process is making {path.name}; waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
-        if name.exists() and os.path.samestat(os.fstat(file.fileno()), name.stat()):
+        if is_at(file.fileno(), name):
             break
         file.close()  # its last owner removed the file while we waited
     with file:
         try:
             yield
         finally:
-            name.unlink()
+            name.unlink(missing_ok=True)
+
+
+def is_at(descriptor: int, name: Path) -> bool:
+    """Whether an open file is the one that now has this name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), name.stat())
+    except FileNotFoundError:
+        return False
 
 
 def lock_of(path: Path) -> Path:
@@ -201,12 +251,19 @@ def open_partial(path: Path, inputs: dict[str, Any]) -> Path:
     """The folder path + ".partial", kept if it was begun from equal inputs, empty otherwise."""
     partial = partial_of(path)
     begun = partial / "begun.json"
-    same = json.loads(json.dumps(inputs))
-    if partial.exists() and not (begun.is_file() and read_json(begun) == same):
+    if partial.exists() and not begun_from(begun, inputs):
         shutil.rmtree(partial)
     partial.mkdir(exist_ok=True)
     write_json(begun, inputs)
     return partial
+
+
+def begun_from(begun: Path, inputs: dict[str, Any]) -> bool:
+    """Whether begun.json says these inputs; a torn one says none."""
+    try:
+        return begun.is_file() and read_json(begun) == json.loads(json.dumps(inputs))
+    except InputError:
+        return False
 
 
 def finish(partial: Path, path: Path, inputs: dict[str, Any]) -> None:
@@ -216,5 +273,5 @@ def finish(partial: Path, path: Path, inputs: dict[str, Any]) -> None:
     sums = {str(p.relative_to(partial)): {"bytes": p.stat().st_size, "sha256": checksum(p)} for p in files}
     write_json(partial / "done.json", {"inputs": inputs, "files": sums, "versions": versions()})
     if path.exists():
-        shutil.rmtree(path)
+        discard(path)
     os.replace(partial, path)

@@ -9,7 +9,7 @@ from typing import Any
 
 from saebench.checks import InputError
 from saebench.progress import Progress
-from saebench.store import fault_of, lock, partial_of, read_json, write_json
+from saebench.store import discard, fault_of, is_record, lock, partial_of, read_json, read_mapping, write_json
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,15 @@ def verify(outputs: Path, repair: bool = False) -> list[Damage]:
 def files_of(stage: Path) -> dict[str, dict[str, Any]] | None:
     """The files that a done.json names, with bytes and checksums; None if it cannot be read or points elsewhere."""
     try:
-        files = read_json(stage / "done.json")["files"]
-        if not all((stage / name).resolve().is_relative_to(stage.resolve()) for name in files):
+        whole = read_mapping(stage / "done.json")
+        files = whole.get("files")
+        if "inputs" not in whole or not isinstance(files, dict) or not all(map(is_record, files.values())):
             return None
-        return {str(name): {"bytes": int(r["bytes"]), "sha256": str(r["sha256"])} for name, r in files.items()}
-    except (InputError, KeyError, TypeError, ValueError, AttributeError):
+        places = [(stage / name).resolve() for name in files]
+        for place in places:
+            place.exists()  # raises for a name that no file can have
+        return files if all(stage.resolve() in place.parents for place in places) else None
+    except (InputError, OSError, ValueError):
         return None
 
 
@@ -65,7 +69,7 @@ def mend(stage: Path, names: list[str]) -> None:
     """Take damaged files away, so that the command that made the stage makes them again."""
     with lock(stage):
         if stage.parent.name != "activations" or not (stage / "manifest.json").is_file() or "done.json" in names:
-            shutil.rmtree(stage)
+            discard(stage)
             return
         inputs = read_json(stage / "done.json")["inputs"]
         for name in names:

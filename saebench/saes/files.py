@@ -10,10 +10,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from saebench.checks import InputError
+from saebench.checks import InputError, made_of, require
 from saebench.sae_configs import SAE_VARIANTS, SAEConfig, with_neutral
 from saebench.saes import SAE, Stats, build
-from saebench.store import read_json, write_json, write_tensors
+from saebench.store import checked, read_mapping, write_json, write_tensors
 
 
 def save_sae(sae: SAE, folder: Path) -> None:
@@ -28,40 +28,47 @@ def load_sae(folder: Path, device: torch.device | str = "cpu") -> SAE:
     for name in ("sae.json", "sae.safetensors"):
         if not (folder / name).is_file():
             raise InputError(f"{folder}: no {name} there; name the folder of a finished run")
-    cfg, d_in = described_in(folder / "sae.json")
-    check_shape(folder / "sae.safetensors", [cfg.d_sae, d_in])
+    if (folder / "done.json").is_file():
+        checked(folder, "sae.json")
+        checked(folder, "sae.safetensors")
+    d_in, cfg = read_description(folder / "sae.json")
+    check_shapes(folder, d_in, cfg.d_sae)
     zeros = torch.zeros(d_in)
     sae = build(cfg, Stats(zeros, 1.0, zeros), seed=0)
     try:
         sae.load_state_dict(load_file(folder / "sae.safetensors"))
-    except RuntimeError as error:  # names the keys that are missing, unknown or of another shape
-        raise InputError(f"{folder / 'sae.safetensors'}: not the tensors of sae.json ({error})") from error
+    except (RuntimeError, SafetensorError) as error:
+        raise InputError(f"{folder}: sae.safetensors does not fit sae.json ({error}); make the run again") from error
     return sae.to(device).requires_grad_(False)
 
 
-def described_in(path: Path) -> tuple[SAEConfig, int]:
-    """The config and d_in that sae.json gives. Raises InputError naming the file and the key that is wrong."""
-    described: Any = read_json(path)
-    config = described.get("config") if isinstance(described, dict) else None
-    if not isinstance(config, dict) or not isinstance(described.get("d_in"), int):
-        raise InputError(f"{path}: config or d_in: missing; it is no description of an SAE")
-    variant = config.get("name")
-    if variant not in SAE_VARIANTS:
-        raise InputError(f"{path}: unknown variant {variant}; this saebench knows {', '.join(SAE_VARIANTS)}")
+def read_description(path: Path) -> tuple[int, SAEConfig]:
+    """d_in and the config in a sae.json. Raises InputError for anything that this saebench would not write."""
+    described = read_mapping(path)
+    stored = described.get("config")
+    if not isinstance(stored, dict):
+        raise InputError(f"{path}: without the SAE's config; make the run again")
+    variant = str(stored.get("name"))
+    require(
+        variant in SAE_VARIANTS, f"{path}: unknown variant {variant}; this saebench knows {', '.join(SAE_VARIANTS)}"
+    )
     known = {f.name for f in dataclasses.fields(SAE_VARIANTS[variant])}
-    try:
-        cfg = SAE_VARIANTS[variant](**{k: v for k, v in with_neutral(config).items() if k in known})
-    except TypeError as error:
-        raise InputError(f"{path}: config: written by another version of saebench ({error})") from error
-    return cfg, described["d_in"]
+    cfg = made_of(SAE_VARIANTS[variant], {k: v for k, v in with_neutral(stored).items() if k in known}, str(path))
+    d_in = described.get("d_in")
+    if type(d_in) is not int or d_in < 1:
+        raise InputError(f"{path}: d_in={d_in}: must be a whole number, at least 1; make the run again")
+    return d_in, cfg
 
 
-def check_shape(path: Path, shape: list[int]) -> None:
-    """Raise InputError unless W_dec has this shape, before anything as large is allocated."""
+def check_shapes(folder: Path, d_in: int, d_sae: int) -> None:
+    """Raise InputError unless sae.safetensors, by its header, holds what sae.json says: memory is taken for no more."""
+    wanted = {"W_enc": [d_in, d_sae], "W_dec": [d_sae, d_in], "b_enc": [d_sae], "b_dec": [d_in]}
     try:
-        with safe_open(path, framework="pt") as file:
-            found = file.get_slice("W_dec").get_shape() if "W_dec" in file.keys() else None  # noqa: SIM118
-    except SafetensorError as error:
-        raise InputError(f"{path}: not a valid safetensors file ({error})") from error
-    if found != shape:
-        raise InputError(f"{path}: W_dec: has shape {found}, and sae.json says {shape}")
+        with safe_open(folder / "sae.safetensors", framework="pt") as file:
+            names = set(file.keys())
+            found = {name: file.get_slice(name).get_shape() for name in wanted if name in names}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{folder / 'sae.safetensors'}: cannot be read ({error}); make the run again") from error
+    for name, shape in wanted.items():
+        text = f"{folder / 'sae.json'}: {name} would be {shape}, and sae.safetensors holds {found.get(name, 'none')}"
+        require(found.get(name) == shape, f"{text}; they do not belong together, make the run again")

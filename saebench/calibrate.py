@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from saebench.checks import one_of, require
 from saebench.config import RunConfig, from_dict
+from saebench.finished import read_config
 from saebench.heldout import HeldOut
 from saebench.pipeline import Stream, open_stream
 from saebench.progress import say
@@ -48,7 +48,7 @@ def calibrate(run: Path, l0: float | None = None, tokens: str = "train", into: P
 
 def write(folder: Path, sae: SAE, run: Path, origin: dict[str, Any]) -> None:
     """Fill the folder of a calibrated SAE: sae.safetensors, sae.json, latents.csv."""
-    cfg = from_dict(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
+    cfg = from_dict(read_config(run / "config.yaml"))
     stream = open_stream(cfg)
     x = activations(cfg, stream, origin["tokens"])  # [n, d_in]
     threshold = sae.threshold

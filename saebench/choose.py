@@ -15,11 +15,12 @@ from typing import Any
 import pandas as pd
 
 from saebench.checks import one_of, require
-from saebench.finished import parse
-from saebench.tables import align, missing
+from saebench.finished import read_runs, require_columns
+from saebench.tables import VIEW, align, missing
 
 VALUE_BITS = 16
 COSTS = ("macs", "bits")
+NEEDED = ("l0", "fvu", "fvu_std", "ce_clean", "ce_sae")  # of metrics.csv, beside what names a view
 TOKENS = ("typical", "all")
 
 
@@ -56,10 +57,14 @@ def choose(
     one_of("--by", by, COSTS)
     one_of("--tokens", tokens, TOKENS)
     wanted = {name: limit for name, limit in limits.items() if limit is not None}
+    for name, limit in wanted.items():
+        require(not math.isnan(limit), f"--{name.replace('_', '-')}={limit}: must be a number")
     require(bool(wanted), "--fvu, --l0, --macs, ...: name at least one limit")
     path = run / "metrics.csv"
     require(path.is_file(), f"{path}: missing; name the folder of an evaluated run")
-    views = with_costs(parse(path.read_text(encoding="utf-8")))
+    measured = read_runs([run], path.name)
+    require_columns(measured, [*VIEW, "d_in", "d_sae", "k", *NEEDED], path)
+    views = with_costs(measured)
     views = views.assign(ce_increase=views["ce_sae"] - views["ce_clean"])
     views = views.loc[views["tokens"] == tokens]
     fitting = views

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,49 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from saebench.checks import require
+from saebench.checks import InputError, require
 from saebench.progress import Progress, say
 
 TEXTS = ["run", "variant", "model", "site", "data", "view", "rule", "order", "mode"]
 INTEGERS = ["layer", "d_sae", "k", "m", "budget", "seed", "order_seed"]
+NUMBERS = ["l0", "fvu", "fvu_std", "nmse", "cosine", "ce_clean", "ce_sae", "ce_zero", "ce_mean", "kl", "cka", "cka_std"]
+NUMBERS += ["recovered_zero", "recovered_mean", "rsa_pearson", "rsa_spearman", "dead_fraction", "coefficient"]
 POINTS = 200  # kept of each curve
+SECTIONS = ("model", "data", "sae", "train")  # that every config.yaml has
+LARGEST, DEEPEST = 1 << 20, 100  # letters and levels of a config.yaml
+FIRST_CELL = re.compile(r'"(?:[^"]|"")*"|[^,]*')
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # C is ten times as fast, and not in every build
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A run's config.yaml as YAML gives it, with its sections. Raises InputError for one that saebench did not write.
+
+    Nothing but plain values is made of it, and no alias is followed, as a few of them can stand for more than fits any memory.
+    """
+    remedy = "remove its folder and make the run again"
+    require(path.is_file(), f"{path}: missing; {remedy}")
+    try:
+        text = path.read_text(encoding="utf-8")
+        config = yaml.load(text, YAML_LOADER) if is_plain(text) else None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as YAML ({error}); {remedy}") from error
+    whole = isinstance(config, dict) and all(isinstance(config.get(name), dict) for name in SECTIONS)
+    require(whole, f"{path}: is not what saebench writes, without {', '.join(SECTIONS)}; {remedy}")
+    return config
+
+
+def is_plain(text: str) -> bool:
+    """Whether YAML is without aliases and nested no deeper than DEEPEST: the C loader would overrun its stack."""
+    if len(text) > LARGEST:
+        return False
+    if "*" not in text and sum(map(text.count, "[{-?")) < DEEPEST:
+        return True  # as a level takes one of these, or a line indented further than the one above, of which few fit
+    depth = 0
+    for event in yaml.parse(text, YAML_LOADER):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > DEEPEST:
+            return False
+    return True
 
 
 def finished_runs(outputs: Path) -> list[Path]:
@@ -34,32 +71,77 @@ def finished_runs(outputs: Path) -> list[Path]:
 
 
 def parse(text: str) -> pd.DataFrame:
-    """CSV text as a table; an empty cell is missing, and nothing else is."""
+    """CSV text as a table; an empty cell is missing, and nothing else is. Raises ValueError for text among numbers."""
     names = text.partition("\n")[0].split(",")
     types = dict.fromkeys(TEXTS, str) | dict.fromkeys(INTEGERS, "Int64") | {name: str for name in names if "." in name}
+    types |= dict.fromkeys(NUMBERS, float)
     dtype: Any = {name: types[name] for name in names if name in types}
     return pd.read_csv(io.StringIO(text), dtype=dtype, keep_default_na=False, na_values=["", "nan"])
 
 
 def read_runs(folders: list[Path], name: str, keep: Callable[[list[str]], Iterable[str]] = list) -> pd.DataFrame:
-    """The lines that `keep` chooses of one CSV of every run, beside the column `run`; parsed at once: quicker."""
-    texts = [(folder.name, *read_lines(folder / name)) for folder in folders]
+    """`gather_lines` as a table. Raises InputError naming the file that cannot be read."""
+    return parsed(gather_lines(folders, name, keep), folders, name)
+
+
+def parsed(text: str, folders: list[Path], name: str) -> pd.DataFrame:
+    """`parse` of what `gather_lines` gave. Raises InputError naming the first file that it cannot read."""
+    try:
+        return parse(text)
+    except ValueError:
+        for folder in folders:
+            try:
+                parse(gather_lines([folder], name))
+            except ValueError as error:
+                reason = str(error).splitlines()[0]
+                raise InputError(f"{folder / name}: {reason}; remove its folder and make the run again") from error
+        raise
+
+
+def gather_lines(folders: list[Path], name: str, keep: Callable[[list[str]], Iterable[str]] = list) -> str:
+    """The lines that `keep` chooses of one CSV of every run, as one CSV whose first column `run` names their folder.
+
+    No number is read, so that many runs take no longer than their files. Raises InputError unless all have the same columns.
+    """
+    texts = [(quoted(folder.name), *read_lines(folder / name)) for folder in folders]
     header = texts[0][1]
     for (_, other, _), folder in zip(texts, folders, strict=True):
         require(other == header, f"{folder / name}: other columns than in {folders[0]}; run `saebench evaluate` again")
-    lines = [(run, line) for run, _, rows in texts for line in keep(rows)]
-    table = parse("\n".join([header, *(line for _, line in lines)]) + "\n")
-    runs = [run for run, _ in lines]
-    return (
-        table.assign(run=runs) if "run" in table else pd.concat([pd.Series(runs, name="run", dtype=str), table], axis=1)
-    )
+    first, _, others = header.partition(",")
+    if first == "run":  # as the run was called when it was made
+        lines = [run + line[end_of_cell(line) :] for run, _, rows in texts for line in keep(rows)]
+        return "\n".join([f"run,{others}", *lines]) + "\n"
+    return "\n".join([f"run,{header}", *(f"{run},{line}" for run, _, rows in texts for line in keep(rows))]) + "\n"
+
+
+def require_columns(table: pd.DataFrame, names: Iterable[str], path: Path) -> None:
+    """Raise InputError unless a table that was read from `path` has these columns."""
+    lacking = [name for name in names if name not in table]
+    require(not lacking, f"{path}: has no column {', '.join(lacking)}; remove its folder and make the run again")
+
+
+def end_of_cell(line: str) -> int:
+    """Where the first cell of a line of CSV ends."""
+    found = FIRST_CELL.match(line)
+    assert found is not None
+    return found.end()
+
+
+def quoted(name: str) -> str:
+    """A name as a cell of a CSV file."""
+    return '"' + name.replace('"', '""') + '"' if any(c in name for c in ',"\r\n') else name
 
 
 def read_lines(path: Path) -> tuple[str, list[str]]:
-    """The header and the rows of a CSV file. Raises InputError if it is missing or empty."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    require(bool(text), f"{path}: missing or empty; remove its folder and make the run again")
+    """The header and the rows of a CSV file. Raises InputError if it is missing, empty or not text."""
+    try:
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 ({error.reason}); remove its folder and make the run again") from error
+    require(bool(text.strip()), f"{path}: missing or empty; remove its folder and make the run again")
     header, *rows = text.splitlines()
+    cut = not text.endswith("\n") or any(row.count(",") < header.count(",") for row in rows)
+    require(not cut, f"{path}: cut off; remove its folder and make the run again")
     return header, rows
 
 
@@ -74,16 +156,30 @@ def read_latents(folders: list[Path]) -> pd.DataFrame:
     parts = []
     with Progress(len(folders), "runs", "latents") as progress:
         for folder in folders:
-            header, rows = read_lines(folder / "latents.csv")
-            latents = pd.read_csv(io.StringIO("\n".join([header, *rows])), usecols=["energy", "frequency"])
-            ranks = np.unique(np.geomspace(1, len(latents), min(POINTS, len(latents))).round().astype(int))
-            falling = {name: np.sort(latents[name])[::-1][ranks - 1] for name in ("energy", "frequency")}
-            parts.append(pd.DataFrame({"run": folder.name, "rank": ranks} | falling))
+            latents = read_columns(folder / "latents.csv", ["energy", "frequency"])
+            n = len(latents["energy"])
+            ranks = np.unique(np.geomspace(1, n, min(POINTS, n)).round().astype(int))
+            falling = {name: np.sort(values)[::-1][ranks - 1] for name, values in latents.items()}
+            parts.append({"run": np.repeat(folder.name, len(ranks)), "rank": ranks} | falling)
             progress.advance()
-    return pd.concat(parts, ignore_index=True)
+    return pd.DataFrame({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
 
-def read_histograms(folders: list[Path]) -> pd.DataFrame:
-    """How many tokens have how many active latents, by run, view and group of tokens; nothing of older runs."""
+def read_columns(path: Path, names: list[str]) -> dict[str, np.ndarray]:
+    """Columns of numbers of a CSV file, float64. Raises InputError if it is missing, empty or lacks them."""
+    from pyarrow import ArrowException, csv, float64
+
+    options = csv.ConvertOptions(include_columns=names, column_types=dict.fromkeys(names, float64()))
+    require(path.is_file(), f"{path}: missing or empty; remove its folder and make the run again")
+    try:
+        table = csv.read_csv(path, convert_options=options)
+    except (ArrowException, KeyError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); remove its folder and make the run again") from error
+    require(len(table) > 0, f"{path}: missing or empty; remove its folder and make the run again")
+    return {name: table[name].to_numpy() for name in names}
+
+
+def gather_histograms(folders: list[Path]) -> str:
+    """How many tokens have how many active latents, by run, view and group of tokens, as CSV; nothing of older runs."""
     there = [folder for folder in folders if (folder / "l0.csv").is_file()]
-    return read_runs(there, "l0.csv") if there else pd.DataFrame({"run": pd.Series(dtype=str)})
+    return gather_lines(there, "l0.csv") if there else "run\n"

@@ -12,14 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import yaml
 from numpy import ndarray
 
 from saebench.checks import at_least, require
-from saebench.finished import POINTS, YAML_LOADER, finished_runs
+from saebench.finished import POINTS, finished_runs, read_config
 from saebench.levels import blocks, level_rows, max_cosines
 from saebench.progress import Progress
-from saebench.store import is_done, key_of, read_json, stage, write_text
+from saebench.store import is_done, is_record, key_of, read_mapping, stage, write_text
 from saebench.tables import align, cell, number, read_table
 from saebench.tails import MIN_SAMPLE, Sample, compare, fit, rank_size, sample_of, synthetic
 
@@ -95,10 +94,11 @@ def law_table(outputs: Path) -> str:
 
 def open_run(folder: Path, replicates: int) -> Run:
     """A finished run, keyed by the contents of the files read here."""
-    config = yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), YAML_LOADER)
-    files = read_json(folder / "done.json").get("files", {})
+    config = read_config(folder / "config.yaml")
+    files = read_mapping(folder / "done.json").get("files")
     names = ("latents.csv", "sae.safetensors")
-    missing = [name for name in names if name not in files or not (folder / name).is_file()]
+    there = isinstance(files, dict) and all(is_record(files.get(name)) for name in names)
+    missing = [name for name in names if not there or not (folder / name).is_file()]
     require(not missing, f"{folder}: no {' and no '.join(missing)}; remove the folder and make the run again")
     sums = {name: files[name]["sha256"] for name in names}
     return Run(folder, config, {"numerics": NUMERICS, "replicates": replicates, "tokens": tokens_of(config), **sums})

@@ -11,14 +11,23 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from saebench.checks import require
 from saebench.config import flatten
-from saebench.finished import YAML_LOADER, finished_runs, parse, read_histograms, read_latents, read_runs, thin
+from saebench.finished import (
+    finished_runs,
+    gather_histograms,
+    gather_lines,
+    parse,
+    parsed,
+    read_config,
+    read_latents,
+    require_columns,
+    thin,
+)
 from saebench.interpreted import by_view, write_interpretability
 from saebench.sae_configs import with_neutral
-from saebench.store import read_json, write_text
+from saebench.store import read_mapping, write_text
 
 PLACE = ["model", "layer", "site", "data"]
 SPARSITY = ["k", "coefficient", "target_l0"]
@@ -50,6 +59,8 @@ SCORES = {  # of interpretability, where `saebench interpret` made them: the mea
     "document_purity": ("document purity", 3),
     "consistency": ("consistency", 3),
 }
+COLUMNS = [*(n for n in CONFIGURATION if n != "target_l0"), *SEEDS, *VIEW, *(n for n in MEASURES if n != "ce_increase")]
+COLUMNS += ["ce_clean", "ce_sae"]  # of metrics.csv
 UNSHOWN = ("cka", "nmse", "rsa_pearson", "rsa_spearman")  # in result_table
 CAPTION = (
     "Mean ± sd over n runs. std: dimensions scaled to unit variance. CE increase: nats over the clean model.\n"
@@ -79,7 +90,9 @@ WIDTH = 120  # columns of result_table
 def write_tables(outputs: Path) -> list[Path]:
     """Write outputs/tables from every finished run of outputs/runs; its files. Raises InputError if there is none."""
     folders = finished_runs(outputs)
-    metrics = read_runs(folders, "metrics.csv")
+    measured = gather_lines(folders, "metrics.csv")
+    metrics = parsed(measured, folders, "metrics.csv")
+    require_columns(metrics, COLUMNS, folders[0] / "metrics.csv")
     require(not metrics.empty, f"outputs={outputs}: no run has any row in metrics.csv; run `saebench evaluate`")
     runs = configurations(metrics, read_configs(folders))
     interpreted = write_interpretability(outputs, folders)
@@ -87,10 +100,10 @@ def write_tables(outputs: Path) -> list[Path]:
     keys = list(runs.columns.drop(["run", *SEEDS]))
     views = summarise(rows, [*keys, *VIEW])
     summary = summarise(rows.loc[rows["view"] == "full"], [*keys, "mode", "tokens"])
-    tables = {"metrics.csv": metrics, "runs.csv": runs, "summary.csv": summary, "views.csv": views}
-    tables |= {"curves.csv": read_runs(folders, "train.csv", thin), "latents.csv": read_latents(folders)}
-    tables |= {"l0.csv": read_histograms(folders)}
-    texts = {name: table.to_csv(index=False) for name, table in tables.items()}
+    texts = {"metrics.csv": measured, "curves.csv": gather_lines(folders, "train.csv", thin)}
+    texts |= {"l0.csv": gather_histograms(folders)}
+    tables = {"runs.csv": runs, "summary.csv": summary, "views.csv": views, "latents.csv": read_latents(folders)}
+    texts |= {name: table.to_csv(index=False) for name, table in tables.items()}
     texts |= {"summary.md": markdown(summary), "views.md": markdown(views)}
     folder = outputs / "tables"
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,6 +129,7 @@ def result_table(outputs: Path) -> str:
     fixed = [f"{name} {shown[name].iloc[0]}" for name in [*PLACE, "tokens"] if name not in several]
     keys = [*(key for key in several if key not in SPARSITY), "sparsity"]
     measured = [name for name in measures(shown) if name not in UNSHOWN and max(shown[f"{name}_count"]) > 0]
+    require(bool(measured), f"outputs={outputs}: no run has a measured full view; run `saebench evaluate`")
     cuts = [measured[:n] for n in range(len(measured), 0, -1)]
     layouts = [*((names, True) for names in cuts[:3]), *((names, False) for names in cuts)]
     texts = [align(display(shown, keys, names, spread, 3)) for names, spread in layouts]
@@ -131,14 +145,10 @@ def read_configs(folders: list[Path]) -> pd.DataFrame:
 
     A run's config.yaml says how it was evaluated at first; what its metrics.csv comes from stands in evaluation.json.
     """
-    for folder in folders:
-        require(
-            (folder / "config.yaml").is_file(), f"{folder / 'config.yaml'}: missing; remove its folder and run again"
-        )
-    configs = [yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), YAML_LOADER) for folder in folders]
+    configs = [read_config(folder / "config.yaml") for folder in folders]
     for folder, config in zip(folders, configs, strict=True):
         if (folder / "evaluation.json").is_file():
-            config["evaluate"] = read_json(folder / "evaluation.json")["evaluate"]
+            config["evaluate"] = read_mapping(folder / "evaluation.json").get("evaluate")
     return pd.DataFrame([flatten(normal(config)) for config in configs], index=[folder.name for folder in folders])
 
 
@@ -223,7 +233,7 @@ def varying(summary: pd.DataFrame) -> list[str]:
 
 def missing(value: Any) -> bool:
     """Whether a cell is empty."""
-    return bool(pd.isna(value))
+    return value is None or value is pd.NA or value != value  # nan; pd.isna is five times as slow
 
 
 def sparsity(row: Any) -> str:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from saebench.frontier import mean_over_log, measured, worst_step, write_frontier
+from saebench.frontier import Views, mean_over_log, measured, worst_step, write_frontier
 from saebench.tables import write_tables
 from tests.synthetic_runs import write_run
 
 
-def views(*points: tuple[float, float]) -> pd.DataFrame:
-    return pd.DataFrame([{"l0": l0, "fvu": fvu, "fvu_std": fvu, "cka_std": 1 - fvu} for l0, fvu in points])
+def views(*points: tuple[float, float]) -> Views:
+    l0, fvu = np.array(points).T
+    return {"l0": l0, "fvu": fvu, "fvu_std": fvu, "cka_std": 1 - fvu}
 
 
 def test_the_mean_over_log_l0_by_hand() -> None:

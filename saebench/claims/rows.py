@@ -14,7 +14,7 @@ import yaml
 from saebench.checks import InputError, require
 from saebench.claims.labels import describe
 from saebench.config import RunConfig, as_dict
-from saebench.finished import YAML_LOADER, finished_runs, parse, read_lines, read_runs
+from saebench.finished import YAML_LOADER, finished_runs, parse, read_config, read_lines, read_runs
 from saebench.interpreted import excesses
 from saebench.sae_configs import with_neutral
 from saebench.tables import flatten, missing
@@ -204,7 +204,7 @@ def find_runs(configs: list[RunConfig], folders: list[Path]) -> list[Run]:
     """Every run the sweep asks for, with its folder if it is finished. Raises InputError if none is."""
     found: dict[tuple[Any, ...], Path] = {}
     for folder in folders:
-        key = identity(flat_config(yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), YAML_LOADER)))
+        key = identity(flat_config(read_config(folder / "config.yaml")))
         other = found.setdefault(key, folder)
         require(
             other == folder, f"{other} and {folder} are runs of one configuration; remove the one that is out of date"

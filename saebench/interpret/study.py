@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from saebench.checks import InputError, require
 from saebench.config import RunConfig, from_dict
+from saebench.finished import read_config
 from saebench.interpret.collect import Collected, collect, tokens_to_read
 from saebench.interpret.files import vocabulary_of, write
 from saebench.interpret.logits import LatentLogits, latent_logits
@@ -70,7 +70,7 @@ def open_run(run: Path) -> Opened:
     """The SAE and the activations of a finished run; its outputs folder may have been moved. Raises InputError for others."""
     file = run / "config.yaml"
     require(file.is_file(), f"{run}: no config.yaml there; name the folder of a finished run")
-    cfg = from_dict(yaml.safe_load(file.read_text(encoding="utf-8")))
+    cfg = from_dict(read_config(file))
     cfg = replace(cfg, outputs=str(run.resolve().parent.parent))
     stream = open_stream(cfg)
     return Opened(run, cfg, load_sae(run, stream.device), stream)
@@ -99,7 +99,7 @@ def parse_view(text: str, sae: SAE) -> View:
 
 def size(given: str, text: str, most: int) -> int:
     """A number of latents, at least 1 and at most `most`."""
-    require(text.isdigit() and 1 <= int(text) <= most, f"{given}: {text} must be a number from 1 to {most}")
+    require(text.isdecimal() and 1 <= int(text) <= most, f"{given}: {text} must be a number from 1 to {most}")
     return int(text)
 
 

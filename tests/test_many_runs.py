@@ -1,0 +1,31 @@
+"""500 runs in outputs, and `saebench tables` in 5 seconds."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from itertools import product
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.synthetic_runs import VARIANTS, write_run
+
+RUNS, SECONDS = 500, 5.0
+
+
+@pytest.mark.long
+def test_tables_of_five_hundred_runs_take_five_seconds(tmp_path: Path) -> None:
+    grid = list(product(VARIANTS, (256, 1024), (4, 8, 12, 16, 24, 32, 48), range(6)))[:RUNS]
+    for variant, d_sae, k, seed in grid:
+        write_run(tmp_path, variant, d_sae, k, seed)
+    began, before = time.monotonic(), os.times()
+    subprocess.run([sys.executable, "-m", "saebench", "tables", str(tmp_path)], check=True, capture_output=True)
+    after = os.times()
+    worked = after.children_user + after.children_system - before.children_user - before.children_system
+    assert min(worked, time.monotonic() - began) < SECONDS  # other processes may make it wait
+    assert pd.read_csv(tmp_path / "tables" / "runs.csv")["run"].nunique() == RUNS
+    assert pd.read_csv(tmp_path / "tables" / "metrics.csv")["run"].nunique() == RUNS

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,10 +16,12 @@ from typing import Any, NoReturn, cast
 import torch
 from torch import Tensor, nn
 
-from saebench.checks import InputError, require
+from saebench.checks import require
 from saebench.config import SITES, ModelConfig
+from saebench.modelfiles import check_sizes, one_line_errors
 from saebench.progress import say
-from saebench.store import checksum, read_json
+from saebench.store import checksum, read_mapping
+from saebench.textfiles import located
 
 EMBEDDED = Path(__file__).parent / "assets" / "tiny-gpt2"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
@@ -109,23 +110,9 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
 
 
-@contextmanager
-def one_line_errors(cfg: ModelConfig) -> Iterator[None]:
-    """Turn what transformers and the hub raise about missing or broken files into an InputError."""
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, EntryNotFoundError, HFValidationError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0].rstrip(". ")
-        remedy = "give a folder that holds the model (model.path=FOLDER), or a hub id while the hub can be reached"
-        raise InputError(f"model.path={cfg.path}: cannot be loaded ({reason}); {remedy}") from error
-
-
 def find_config(cfg: ModelConfig) -> tuple[str, str | None, Path]:
     """Folder or hub id, commit (None for a folder), config.json; a hub model in the cache is not looked for again."""
-    folder = EMBEDDED if cfg.path == "embedded" else Path(cfg.path).expanduser()
+    folder = EMBEDDED if cfg.path == "embedded" else located("model.path", cfg.path)
     if folder.is_dir():
         require(cfg.revision is None, f"model.revision={cfg.revision}: {folder} is a folder; use model.revision=null")
         has_config = (folder / "config.json").is_file()
@@ -149,7 +136,7 @@ def describe(cfg: ModelConfig) -> ModelInfo:
     Raises InputError for a folder without a model, a hub id out of reach, an unknown family and a layer out of range.
     """
     source, revision, file = find_config(cfg)
-    kind = read_json(file).get("model_type")
+    kind = str(read_mapping(file).get("model_type"))
     known = ", ".join(FAMILIES)
     require(kind in FAMILIES, f"model.path={cfg.path}: its model_type is {kind}; choose a model of {known}")
     weights = revision is not None or any(file.parent.glob("*.safetensors"))
@@ -157,7 +144,10 @@ def describe(cfg: ModelConfig) -> ModelInfo:
 
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(file.parent, trust_remote_code=False)
+    with one_line_errors(cfg):
+        config = AutoConfig.from_pretrained(file.parent, trust_remote_code=False)
+    if revision is None:
+        check_sizes(cfg.path, config, file.parent)
     n = config.num_hidden_layers
     require(cfg.layer < n, f"model.layer={cfg.layer}: {cfg.name} has layers 0 to {n - 1}")
     positions = config.max_position_embeddings
@@ -185,7 +175,11 @@ def load_tokenizer(cfg: ModelConfig) -> Any:
     from transformers import AutoTokenizer
 
     with one_line_errors(cfg):
-        return AutoTokenizer.from_pretrained(info.source, revision=info.revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(info.source, revision=info.revision, trust_remote_code=False)
+    n = tokenizer.vocab_size
+    fits = f"model.path={cfg.path}: its tokenizer has {n} tokens and the model {info.vocab_size}; give those that belong together"
+    require(n <= info.vocab_size, fits)
+    return tokenizer
 
 
 def load_lm(cfg: ModelConfig, device: torch.device) -> LM:

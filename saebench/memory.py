@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+
+from saebench.checks import require
+from saebench.config import RunConfig
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 KEPT_BYTES = (1 << 31) - 1  # freed memory at the top of the heap beyond this goes back to the system
@@ -25,6 +29,31 @@ def keep_freed_memory() -> bool:
     libc = ctypes.CDLL(None)
     settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, KEPT_BYTES), (M_TOP_PAD, 64 << 20))
     return all(libc.mallopt(option, value) == 1 for option, value in settings)
+
+
+def check_memory(configs: Sequence[RunConfig], d_in: int, device: torch.device) -> None:
+    """Raise InputError if SAEs that are trained together need more than all the memory of a device.
+
+    Counted in bytes: float32 weights and two moments, their bfloat16 twins, and the gradients of one SAE at a time.
+    """
+    largest = max(configs, key=lambda cfg: cfg.sae.d_sae)
+    twins = [2 * (cfg.train.resolve_precision(device.type) == "bfloat16") for cfg in configs]
+    need = sum(2 * d_in * cfg.sae.d_sae * (12 + more) for cfg, more in zip(configs, twins, strict=True))
+    need += 2 * d_in * largest.sae.d_sae * 4
+    there = memory_of(device)
+    many = f" and {len(configs) - 1} more" if len(configs) > 1 else ""
+    remedy = "train fewer at once (engine.parts, or parts of the grid) or lower it" if many else "lower it"
+    text = (
+        f"sae.d_sae={largest.sae.d_sae}{many}: training needs {need / 1e9:,.1f} GB and {device} has {there / 1e9:,.1f}"
+    )
+    require(need <= there, f"{text}; {remedy}")
+
+
+def memory_of(device: torch.device) -> int:
+    """All the memory of a device, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 class Stopwatch:

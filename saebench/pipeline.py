@@ -26,7 +26,7 @@ from saebench.gangs import check_outputs, gangs
 from saebench.heldout import HeldOut, Subject
 from saebench.lm import LM, check_seq_len, describe, load_lm, load_tokenizer, resolve_device, resolve_dtype, special_ids
 from saebench.member import Member
-from saebench.memory import keep_freed_memory
+from saebench.memory import check_memory, keep_freed_memory
 from saebench.parallel import SOLO, World, join
 from saebench.room import waves
 from saebench.running import Running
@@ -74,6 +74,7 @@ def open_stream(cfg: RunConfig) -> Stream:
     device = world.device(resolve_device(cfg.device), cfg.device)
     info = describe(cfg.model)
     check_seq_len(cfg.data.seq_len, info.max_positions, cfg.model.name)
+    check_memory([cfg], info.d_model, device)
     tokenizer = load_tokenizer(cfg.model)
     with world.first():
         store = tokenise(cfg.data, tokenizer, special_ids(tokenizer), cfg.model.name, Path(cfg.outputs))

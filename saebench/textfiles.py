@@ -106,14 +106,28 @@ def shuffled(stream: Iterator[str], seed: int) -> Iterator[str]:
 
 def find(key: str, path: str) -> list[Path]:
     """The text files at `path`, itself or all below it, sorted. Raises InputError naming `key` if there is none."""
-    root = Path(path).expanduser()
-    require(root.exists(), f"{key}={path}: no such file or folder")
-    if root.is_file():
-        require(root.suffix.lower() in READERS, f"{key}={path}: must end in {', '.join(READERS)}")
-        return [root]
-    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in READERS and p.is_file())
-    require(bool(files), f"{key}={path}: the folder holds no {', '.join(READERS)} file")
+    kinds = ", ".join(READERS)
+    root = located(key, path)
+    with readable(key, path):
+        require(root.exists(), f"{key}={path}: no such file or folder; give one with files that end in {kinds}")
+        if root.is_file():
+            require(root.suffix.lower() in READERS, f"{key}={path}: must end in {kinds}")
+            return [root]
+        require(root.is_dir(), f"{key}={path}: is neither a file nor a folder; give one")
+        found = sorted(p for p in root.rglob("*") if p.suffix.lower() in READERS)
+        lost = [p for p in found if p.is_symlink() and not p.exists()]
+        require(not lost, f"{key}={path}: {lost[:1]} leads nowhere; remove the link, or mend it")
+        files = [p for p in found if p.is_file()]
+    require(bool(files), f"{key}={path}: the folder holds no {kinds} file")
     return files
+
+
+def located(key: str, path: str) -> Path:
+    """The path, with ~ at its beginning read as the home folder. Raises InputError naming `key` for one of nobody."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{key}={path}: {error}; write the folder out") from error
 
 
 def documents(key: str, path: str, column: str) -> Iterator[str]:
@@ -129,7 +143,7 @@ def documents(key: str, path: str, column: str) -> Iterator[str]:
 
 def fingerprint(key: str, path: str) -> str:
     """SHA-256 over each file's name below `path`, size, first and last EDGE bytes (small files count whole)."""
-    root = Path(path).expanduser()
+    root = located(key, path)
     digest = hashlib.sha256()
     for file in find(key, path):
         name = file.name if file == root else file.relative_to(root).as_posix()
@@ -157,9 +171,13 @@ def edges(path: Path) -> str:
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines of a UTF-8 file, counted from 1, without a byte order mark. Raises InputError at any other encoding."""
+    """Lines of a UTF-8 file, counted from 1, without a byte order mark, each in memory alone.
+
+    Raises InputError at any other encoding and at a line above LONGEST.
+    """
     with path.open("rb") as file:
-        for number, data in enumerate(file, 1):
+        for number, data in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), 1):
+            require(len(data) <= LONGEST, f"{path}, line {number}: longer than {LONGEST:,} bytes; part it into lines")
             try:
                 text = data.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").decode()
             except UnicodeDecodeError as error:
@@ -190,7 +208,7 @@ def read_jsonl(path: Path, column: str) -> Iterator[str]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # ValueError: syntax, a number of too many digits
             raise InputError(f"{path}, line {number}: not JSON ({error}); give one JSON object a line") from error
         require(isinstance(row, dict), f"{path}, line {number}: not a JSON object; give one JSON object a line")
         yield from text_of(row, column, f"{path}, line {number}")

@@ -13,7 +13,7 @@ FLOORS = [
     {"sae_configs", "engine_configs"},
     {"config"},
     {"progress", "pythondocs", "assets"},
-    {"store", "kernels", "memory", "metrics", "schedules", "textfiles"},
+    {"store", "kernels", "memory", "metrics", "schedules", "textfiles", "modelfiles"},
     {"parallel", "sparse", "finished", "verify"},
     {"optim", "interpreted", "nested", "select", "similarity", "data", "running"},
     {"runs", "lm", "tables", "tails", "levels"},

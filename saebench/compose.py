@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -62,12 +63,14 @@ def composing(config_dir: str | None) -> Iterator[list[str]]:
 
 def load(overrides: Sequence[str], config_dir: str | None = None) -> RunConfig:
     """The one run that `overrides` describe. Raises InputError, one line, for anything wrong in them."""
+    check_grammar(overrides)
     with composing(config_dir) as extra:
         return typed(composed([*overrides, *extra]))
 
 
 def load_sweep(overrides: Sequence[str], config_dir: str | None = None) -> list[RunConfig]:
     """Every run of a sweep: comma lists make a rectangle; an experiment brings its own grids. Duplicates are dropped."""
+    check_grammar(overrides)
     with composing(config_dir) as extra:
         fixed, lists = split(overrides)
         base = composed([*fixed, *(o[0] for o in lists), *extra])
@@ -135,12 +138,21 @@ def load_claims(names: Sequence[str], config_dir: str | None = None) -> dict[str
     return claims
 
 
+def check_grammar(overrides: Sequence[str]) -> None:
+    """Raise InputError naming the first override that Hydra's grammar cannot read."""
+    parser = OverridesParser.create()
+    for override in overrides:
+        try:
+            parser.parse_override(override)
+        except (HydraException, RecursionError) as error:
+            reason = next(iter(str(error).splitlines()), "nested too deep")
+            remedy = "write KEY=VALUE, and a value with special characters within quotes: KEY='VALUE'"
+            raise InputError(f"{override}: is no override ({reason}); {remedy}") from error
+
+
 def split(overrides: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Overrides with one value, and those with several as lists of overrides with one."""
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise InputError(one_line(error, None)) from error
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
     fixed = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
     swept = [o for o in parsed if o.is_sweep_override()]
     return fixed, [[f"{o.get_key_element()}={v}" for v in o.sweep_string_iterator()] for o in swept]
@@ -176,6 +188,11 @@ def composed(overrides: list[str], name: str = "run") -> DictConfig:
         ) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(one_line(error, overrides)) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a file that is no YAML or no text, =VALUE
+        given = " ".join(o for o in overrides if not o.startswith("hydra.searchpath="))
+        raise InputError(
+            f"{given}: cannot be composed ({error}); mend the YAML or the override that says so"
+        ) from error
 
 
 def typed(cfg: DictConfig) -> RunConfig:
@@ -188,7 +205,19 @@ def typed(cfg: DictConfig) -> RunConfig:
     except OmegaConfBaseException as error:
         raise InputError(one_line(error, None)) from error
     assert isinstance(run, RunConfig)
+    added = next(added_keys(run), None)
+    if added is not None:
+        raise InputError(unknown_key(added))
     return run
+
+
+def added_keys(config: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted keys that +KEY=VALUE added and no dataclass has: nothing would read them."""
+    known = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    yield from (f"{prefix}{name}" for name in vars(config) if name not in known)
+    for name, value in known.items():
+        if dataclasses.is_dataclass(value):
+            yield from added_keys(value, f"{prefix}{name}.")
 
 
 def one_line(error: Exception, overrides: list[str] | None) -> str:

@@ -9,7 +9,8 @@ from typing import NoReturn
 
 from saebench.checks import require
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+LONGEST = 800  # letters of a message
 RANKS = os.environ.get("WORLD_SIZE", "1")
 TOGETHER = ("train", "sweep", "cache", "evaluate")  # what several ranks do together, started by torchrun
 
@@ -31,15 +32,24 @@ def part(result: object, version: bool) -> None:
 
 
 def told(error: OSError) -> str:
-    """What a disk that takes no more means."""
+    """What an error of the operating system means to a user."""
     where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror}; nothing finished is lost: make space, and the same command goes on from here"
+    remedy = "make space" if error.errno in FULL else "mend that (SAEBENCH_TRACEBACK=1 shows what wanted it)"
+    return (
+        f"{where}{error.strerror or error}; nothing finished is lost: {remedy}, and the same command goes on from here"
+    )
 
 
 def end(message: str, code: int) -> NoReturn:
-    """Exit with one line on standard error, which names the rank if there are several."""
+    """Exit with one line on standard error, which names the rank if there are several.
+
+    Raises what is being handled instead if SAEBENCH_TRACEBACK is set.
+    """
+    if os.environ.get("SAEBENCH_TRACEBACK") and sys.exc_info()[1] is not None:
+        raise  # noqa: PLE0704
     rank = f" rank {os.environ.get('RANK')}:" if RANKS != "1" else ""
-    print(f"saebench:{rank} {message}", file=sys.stderr)
+    line = " ".join(message.split())
+    print(f"saebench:{rank} {line if len(line) <= LONGEST else line[: LONGEST - 3] + '...'}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from typing import Annotated
 
 import typer
@@ -12,7 +12,7 @@ from saebench.checks import InputError, RankLost, WorkError
 
 from saebench.cli import runs, results, shelf, latents, interop  # isort: skip  # the order of `saebench --help`
 from saebench.cli.app import app
-from saebench.cli.ends import FULL, check_ranks, end, stopped, told
+from saebench.cli.ends import check_ranks, end, stopped, told
 
 COMMANDS = (runs, results, shelf, latents, interop)  # importing them adds their commands
 
@@ -28,17 +28,21 @@ def top(
         raise typer.Exit
 
 
+UsageError = typer.BadParameter.__mro__[1]  # click's; newer Typers bring a click of their own
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one line on standard error and exit code 2."""
     try:
-        app()
-    except (InputError, WorkError, RankLost) as error:
-        if os.environ.get("SAEBENCH_TRACEBACK"):
-            raise
-        end(" ".join(str(error).split()), 2 if isinstance(error, InputError) else 1)
+        code = app(standalone_mode=len(sys.argv) < 2)  # without arguments it prints its help
+    except InputError as error:
+        end(str(error), 2)
+    except (WorkError, RankLost) as error:
+        end(str(error), 1)
+    except UsageError as error:
+        end(f"{error.format_message()}; `saebench --help`, or --help behind a command, says what there is", 2)
     except OSError as error:
-        if error.errno not in FULL or os.environ.get("SAEBENCH_TRACEBACK"):
-            raise
         end(told(error), 2)
     except KeyboardInterrupt:
         stopped()
+    sys.exit(code if isinstance(code, int) else 0)

@@ -6,7 +6,6 @@ holds in every row it names. Both are judged over seeds; what is written here is
 
 from __future__ import annotations
 
-import ast
 import itertools
 import math
 from dataclasses import dataclass, field, fields
@@ -16,14 +15,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from saebench.checks import InputError, at_least, one_of, require
+from saebench.claims import holds
 
 Region = tuple[float, float]
 DIRECTIONS = ("lower", "higher", "not_lower", "not_higher", "close", "either")
 SIDES = ("lower", "higher")
 L0_RULES = ("paper", "exact")
 TOKENS = ("all", "typical")
-WORDS = (ast.Expression, ast.BoolOp, ast.boolop, ast.UnaryOp, ast.unaryop, ast.BinOp, ast.operator)
-PARTS = (*WORDS, ast.Compare, ast.cmpop, ast.Name, ast.Load, ast.Constant)  # all that `holds` may be made of
 
 
 @dataclass
@@ -151,20 +149,11 @@ class RowClaim:
 
     def columns(self) -> list[str]:
         """The columns that `holds` reads. Raises InputError unless it is made of comparisons, and, or, not and arithmetic."""
-        try:
-            tree = ast.parse(self.holds, mode="eval")
-        except SyntaxError as error:
-            raise InputError(f"holds={self.holds}: {error.msg}; write it as in p_gof >= 0.1 and r2 > 0.9") from error
-        for node in ast.walk(tree):
-            good = isinstance(node, PARTS)
-            require(
-                good, f"holds={self.holds}: {ast.unparse(node)} is not a column, a number, a comparison or and, or, not"
-            )
-        return sorted({node.id for node in ast.walk(tree) if isinstance(node, ast.Name)})
+        return holds.columns(self.holds)
 
     def true_of(self, row: dict[str, Any]) -> bool:
         """Whether it holds in a row that has every column it reads."""
-        return bool(eval(compile(self.holds, "holds", "eval"), {"__builtins__": {}}, row))  # columns() has checked it
+        return holds.holds(self.holds, row)
 
 
 def read_claim(experiment: str, name: str, given: Any) -> PairClaim | RowClaim:

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from saebench.checks import at_least, made_of, one_of, positive, require, seed, share
+from saebench.checks import InputError, at_least, made_of, one_of, positive, require, seed, share
 from saebench.engine_configs import ENGINES, LocalConfig
 from saebench.sae_configs import SAE_VARIANTS, SAEConfig, with_neutral
 
@@ -291,7 +291,6 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
 def section(values: Any, name: str) -> dict[str, Any]:
     """A section of a config read from a file. Raises InputError if it is not one."""
     found = values.get(name, {}) if isinstance(values, dict) else None
-    require(
-        isinstance(found, dict), f"config.yaml: {name}: is no section; it was written by another version of saebench"
-    )
+    if not isinstance(found, dict):
+        raise InputError(f"config.yaml: {name}: is no section; it was written by another version of saebench")
     return found

@@ -38,8 +38,8 @@ def read_config(path: Path) -> dict[str, Any]:
         config = yaml.load(text, YAML_LOADER) if is_plain(text) else None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as YAML ({error}); {remedy}") from error
-    whole = isinstance(config, dict) and all(isinstance(config.get(name), dict) for name in SECTIONS)
-    require(whole, f"{path}: is not what saebench writes, without {', '.join(SECTIONS)}; {remedy}")
+    if not isinstance(config, dict) or not all(isinstance(config.get(name), dict) for name in SECTIONS):
+        raise InputError(f"{path}: is not what saebench writes, without {', '.join(SECTIONS)}; {remedy}")
     return config
 
 

@@ -97,10 +97,11 @@ def open_run(folder: Path, replicates: int) -> Run:
     config = read_config(folder / "config.yaml")
     files = read_mapping(folder / "done.json").get("files")
     names = ("latents.csv", "sae.safetensors")
-    there = isinstance(files, dict) and all(is_record(files.get(name)) for name in names)
-    missing = [name for name in names if not there or not (folder / name).is_file()]
-    require(not missing, f"{folder}: no {' and no '.join(missing)}; remove the folder and make the run again")
-    sums = {name: files[name]["sha256"] for name in names}
+    records = {name: files.get(name) if isinstance(files, dict) else None for name in names}
+    missing = [name for name, record in records.items() if not is_record(record) or not (folder / name).is_file()]
+    told = f"{folder}: no {' and no '.join(missing)}, or done.json lacks it; remove the folder and make the run again"
+    require(not missing, told)
+    sums = {name: record["sha256"] for name, record in records.items() if is_record(record)}
     return Run(folder, config, {"numerics": NUMERICS, "replicates": replicates, "tokens": tokens_of(config), **sums})
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from saebench.checks import InputError, require
 from saebench.progress import say
@@ -86,7 +86,7 @@ def checked(folder: Path, name: str, deep: bool = True) -> Path:
     return folder / name
 
 
-def is_record(record: Any) -> bool:
+def is_record(record: Any) -> TypeGuard[dict[str, Any]]:
     """Whether this is what done.json holds of a file."""
     return isinstance(record, dict) and type(record.get("bytes")) is int and isinstance(record.get("sha256"), str)
 

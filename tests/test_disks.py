@@ -70,6 +70,7 @@ def test_a_disk_full_at_any_write_of_a_stage_leaves_no_torn_file(
         store.write_json(partial / "b", 2)
 
     for resumes in (False, True):
+        n = 0
         for n in itertools.count(1):
             path = tmp_path / f"{resumes}-{n}" / "stage"
             with monkeypatch.context() as patch:
@@ -91,6 +92,7 @@ def test_a_run_goes_on_whichever_write_found_the_disk_full(
 ) -> None:
     outputs = tmp_path / "outputs"
     monkeypatch.setattr(sys, "argv", ["saebench", "train", *GIVEN, f"outputs={outputs}"])
+    n = 0
     for n in itertools.count(1, 2):
         shutil.rmtree(outputs, ignore_errors=True)
         with monkeypatch.context() as patch:

@@ -27,5 +27,5 @@ def test_tables_of_five_hundred_runs_take_five_seconds(tmp_path: Path) -> None:
     after = os.times()
     worked = after.children_user + after.children_system - before.children_user - before.children_system
     assert min(worked, time.monotonic() - began) < SECONDS  # other processes may make it wait
-    assert pd.read_csv(tmp_path / "tables" / "runs.csv")["run"].nunique() == RUNS
-    assert pd.read_csv(tmp_path / "tables" / "metrics.csv")["run"].nunique() == RUNS
+    for name in ("runs", "metrics"):
+        assert len(set(pd.read_csv(tmp_path / "tables" / f"{name}.csv")["run"])) == RUNS

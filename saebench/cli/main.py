@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,7 +28,7 @@ def top(
         raise typer.Exit
 
 
-UsageError = typer.BadParameter.__mro__[1]  # click's; newer Typers bring a click of their own
+UsageError: Any = typer.BadParameter.__mro__[1]  # click's; newer Typers bring a click of their own
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from saebench.checks import at_least, require
 from saebench.finished import POINTS, finished_runs, read_config
 from saebench.levels import blocks, level_rows, max_cosines
 from saebench.progress import Progress
-from saebench.store import is_done, is_record, key_of, read_mapping, stage, write_text
+from saebench.store import is_done, key_of, read_mapping, stage, write_text
 from saebench.tables import align, cell, number, read_table
 from saebench.tails import MIN_SAMPLE, Sample, compare, fit, rank_size, sample_of, synthetic
 
@@ -98,10 +98,9 @@ def open_run(folder: Path, replicates: int) -> Run:
     files = read_mapping(folder / "done.json").get("files")
     names = ("latents.csv", "sae.safetensors")
     records = {name: files.get(name) if isinstance(files, dict) else None for name in names}
-    missing = [name for name, record in records.items() if not is_record(record) or not (folder / name).is_file()]
-    told = f"{folder}: no {' and no '.join(missing)}, or done.json lacks it; remove the folder and make the run again"
-    require(not missing, told)
-    sums = {name: record["sha256"] for name, record in records.items() if is_record(record)}
+    sums = {name: str(record.get("sha256")) for name, record in records.items() if isinstance(record, dict)}
+    missing = [name for name in names if name not in sums or not (folder / name).is_file()]
+    require(not missing, f"{folder}: no {' and no '.join(missing)}; remove the folder and make the run again")
     return Run(folder, config, {"numerics": NUMERICS, "replicates": replicates, "tokens": tokens_of(config), **sums})
 
 

@@ -146,12 +146,16 @@ def describe(cfg: ModelConfig) -> ModelInfo:
 
     with one_line_errors(cfg):
         config = AutoConfig.from_pretrained(file.parent, trust_remote_code=False)
-    if revision is None:
-        check_sizes(cfg.path, config, file.parent)
     n = config.num_hidden_layers
     require(cfg.layer < n, f"model.layer={cfg.layer}: {cfg.name} has layers 0 to {n - 1}")
     positions = config.max_position_embeddings
     return ModelInfo(source, revision, config, config.hidden_size, n, config.vocab_size, positions)
+
+
+def check_weights(cfg: ModelConfig, info: ModelInfo) -> None:
+    """Raise InputError if the weights in a folder are fewer than its config.json asks for; a hub model's are not here yet."""
+    if info.revision is None:
+        check_sizes(cfg.path, info.config, Path(info.source))
 
 
 def check_seq_len(seq_len: int, max_positions: int, name: str) -> None:

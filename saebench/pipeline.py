@@ -24,7 +24,17 @@ from saebench.data import TokenStore, token_inputs, tokenise
 from saebench.evaluate import document_rows, evaluate, l0_rows
 from saebench.gangs import check_outputs, gangs
 from saebench.heldout import HeldOut, Subject
-from saebench.lm import LM, check_seq_len, describe, load_lm, load_tokenizer, resolve_device, resolve_dtype, special_ids
+from saebench.lm import (
+    LM,
+    check_seq_len,
+    check_weights,
+    describe,
+    load_lm,
+    load_tokenizer,
+    resolve_device,
+    resolve_dtype,
+    special_ids,
+)
 from saebench.member import Member
 from saebench.memory import check_memory, keep_freed_memory
 from saebench.parallel import SOLO, World, join
@@ -74,6 +84,7 @@ def open_stream(cfg: RunConfig) -> Stream:
     device = world.device(resolve_device(cfg.device), cfg.device)
     info = describe(cfg.model)
     check_seq_len(cfg.data.seq_len, info.max_positions, cfg.model.name)
+    check_weights(cfg.model, info)
     check_memory([cfg], info.d_model, device)
     tokenizer = load_tokenizer(cfg.model)
     with world.first():

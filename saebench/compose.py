@@ -207,7 +207,7 @@ def typed(cfg: DictConfig) -> RunConfig:
     assert isinstance(run, RunConfig)
     added = next(added_keys(run), None)
     if added is not None:
-        raise InputError(unknown_key(added))
+        raise InputError(unknown_key(added, ()))
     return run
 
 

@@ -46,7 +46,7 @@ def end(message: str, code: int) -> NoReturn:
     Raises what is being handled instead if SAEBENCH_TRACEBACK is set.
     """
     if os.environ.get("SAEBENCH_TRACEBACK") and sys.exc_info()[1] is not None:
-        raise  # noqa: PLE0704
+        raise
     rank = f" rank {os.environ.get('RANK')}:" if RANKS != "1" else ""
     line = " ".join(message.split())
     print(f"saebench:{rank} {line if len(line) <= LONGEST else line[: LONGEST - 3] + '...'}", file=sys.stderr)

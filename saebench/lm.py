@@ -152,8 +152,12 @@ def describe(cfg: ModelConfig) -> ModelInfo:
     return ModelInfo(source, revision, config, config.hidden_size, n, config.vocab_size, positions)
 
 
-def check_weights(cfg: ModelConfig, info: ModelInfo) -> None:
-    """Raise InputError if the weights in a folder are fewer than its config.json asks for; a hub model's are not here yet."""
+def check_model(cfg: ModelConfig, info: ModelInfo, seq_len: int) -> None:
+    """Raise InputError if blocks do not fit into the model, or the weights in its folder are fewer than config.json asks for.
+
+    (Those of a hub model are not here yet.)
+    """
+    check_seq_len(seq_len, info.max_positions, cfg.name)
     if info.revision is None:
         check_sizes(cfg.path, info.config, Path(info.source))
 

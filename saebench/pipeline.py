@@ -24,17 +24,7 @@ from saebench.data import TokenStore, token_inputs, tokenise
 from saebench.evaluate import document_rows, evaluate, l0_rows
 from saebench.gangs import check_outputs, gangs
 from saebench.heldout import HeldOut, Subject
-from saebench.lm import (
-    LM,
-    check_seq_len,
-    check_weights,
-    describe,
-    load_lm,
-    load_tokenizer,
-    resolve_device,
-    resolve_dtype,
-    special_ids,
-)
+from saebench.lm import LM, check_model, describe, load_lm, load_tokenizer, resolve_device, resolve_dtype, special_ids
 from saebench.member import Member
 from saebench.memory import check_memory, keep_freed_memory
 from saebench.parallel import SOLO, World, join
@@ -83,8 +73,7 @@ def open_stream(cfg: RunConfig) -> Stream:
     world = join()
     device = world.device(resolve_device(cfg.device), cfg.device)
     info = describe(cfg.model)
-    check_seq_len(cfg.data.seq_len, info.max_positions, cfg.model.name)
-    check_weights(cfg.model, info)
+    check_model(cfg.model, info, cfg.data.seq_len)
     check_memory([cfg], info.d_model, device)
     tokenizer = load_tokenizer(cfg.model)
     with world.first():

@@ -27,7 +27,7 @@ from saebench.lm import LM
 from saebench.parallel import SOLO, World, stage_together
 from saebench.progress import Progress, say
 from saebench.saes.base import Stats
-from saebench.store import checked, key_of, read_json, seed_of, stage, write_json, write_tensors
+from saebench.store import checked, key_of, read_json, records_of, seed_of, stage, write_json, write_tensors
 
 NUMERICS = 1  # raised by hand when the activations of an unchanged config change
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -86,11 +86,11 @@ class DiskShards(Shards):
 
     def __init__(self, cfg: DataConfig, store: TokenStore, lm: Callable[[], LM], batch: int, path: Path) -> None:
         super().__init__(cfg, store, lm, batch)
-        self.path = path
+        self.path, self.files = path, records_of(path)
         self.checked: set[int] = set()  # shards whose checksum was compared in this process
 
     def read(self, i: int, progress: Progress | None = None) -> Shard:
-        path = checked(self.path, shard_file(self.path, i).name, deep=i not in self.checked)
+        path = checked(self.path, shard_file(self.path, i).name, i not in self.checked, self.files)
         self.checked.add(i)
         tensors = load_file(path)
         return self.shard(i, tensors["x"], tensors["tokens"].long(), tensors["documents"].long())

@@ -72,18 +72,25 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return value
 
 
-def checked(folder: Path, name: str, deep: bool = True) -> Path:
-    """The file `name` of a finished stage, compared with what done.json says of it; only in size unless `deep`.
+def checked(folder: Path, name: str, deep: bool = True, files: dict[str, Any] | None = None) -> Path:
+    """The file `name` of a finished stage, compared with its record in done.json; only in size unless `deep`.
 
-    Raises InputError naming file and remedy.
+    `files` are the records, if they were read before. Raises InputError naming file and remedy.
     """
-    files = read_mapping(folder / "done.json").get("files")
-    record = files.get(name) if isinstance(files, dict) else None
+    record = (records_of(folder) if files is None else files).get(name)
     if not is_record(record):
         raise InputError(f"{folder / 'done.json'}: holds no checksum of {name}; {REMEDY} this stage be made again")
     fault = fault_of(folder / name, record, deep)
     require(not fault, f"{folder / name}: {fault}; {REMEDY} it be made again")
     return folder / name
+
+
+def records_of(folder: Path) -> dict[str, Any]:
+    """What done.json says of a stage's files, by name. Raises InputError naming it if that is nothing."""
+    files = read_mapping(folder / "done.json").get("files")
+    if not isinstance(files, dict):
+        raise InputError(f"{folder / 'done.json'}: names no files; {REMEDY} this stage be made again")
+    return files
 
 
 def is_record(record: Any) -> TypeGuard[dict[str, Any]]:

@@ -116,7 +116,7 @@ def find(key: str, path: str) -> list[Path]:
         require(root.is_dir(), f"{key}={path}: is neither a file nor a folder; give one")
         found = sorted(p for p in root.rglob("*") if p.suffix.lower() in READERS)
         lost = [p for p in found if p.is_symlink() and not p.exists()]
-        require(not lost, f"{key}={path}: {lost[:1]} leads nowhere; remove the link, or mend it")
+        require(not lost, f"{key}={path}: {', '.join(map(str, lost[:1]))} leads nowhere; remove the link, or mend it")
         files = [p for p in found if p.is_file()]
     require(bool(files), f"{key}={path}: the folder holds no {kinds} file")
     return files

@@ -15,9 +15,10 @@ import pandas as pd
 from numpy import ndarray
 
 from saebench.checks import at_least, require
-from saebench.finished import POINTS, finished_runs, read_config
+from saebench.finished import POINTS, finished_runs
 from saebench.levels import blocks, level_rows, max_cosines
 from saebench.progress import Progress
+from saebench.runconfig import read_config
 from saebench.store import is_done, key_of, read_mapping, stage, write_text
 from saebench.tables import align, cell, number, read_table
 from saebench.tails import MIN_SAMPLE, Sample, compare, fit, rank_size, sample_of, synthetic

@@ -12,14 +12,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from saebench.checks import InputError, require
 from saebench.config import flatten
+from saebench.runconfig import read_config
 from saebench.running import live
 from saebench.store import held, partial_of, read_json
 
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # C is ten times as fast, and not in every build
 STATES = ("done", "trained", "training", "evaluating", "interrupted", "failed", "damaged")
 MODES = ("threshold", "batch", "topk")  # of a full view, the one a user of the SAE gets first
 SHORT = {"variant": "sae.name", "model": "model.name", "data": "data.name"}  # of filters, beside each key's last part
@@ -87,7 +85,7 @@ def shelved(folder: Path, evaluated: bool = False) -> Shelved:
     state = "evaluating" if evaluated else state_of(folder)
     try:
         config, measured = flatten(config_of(folder)), measured_of(folder / "metrics.csv")
-    except (InputError, yaml.YAMLError, KeyError, ValueError):
+    except (InputError, KeyError, ValueError):
         state, config, measured = "damaged", {}, {}
     return Shelved(folder, state, config, measured, changed(folder))
 
@@ -106,7 +104,7 @@ def state_of(folder: Path) -> str:
 def config_of(folder: Path) -> dict[str, Any]:
     """config.yaml of a finished run, with the evaluation its metrics are of; of an unfinished one what begun.json says."""
     if (folder / "done.json").is_file():
-        config = yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), LOADER)
+        config = read_config(folder / "config.yaml")
         asked = folder / "evaluation.json"
         return config | ({"evaluate": read_json(asked)["evaluate"]} if asked.is_file() else {})
     begun = partial_of(folder) / "begun.json"

@@ -20,12 +20,12 @@ from saebench.finished import (
     gather_lines,
     parse,
     parsed,
-    read_config,
     read_latents,
     require_columns,
     thin,
 )
 from saebench.interpreted import by_view, write_interpretability
+from saebench.runconfig import read_config
 from saebench.sae_configs import with_neutral
 from saebench.store import read_mapping, write_text
 
@@ -95,14 +95,15 @@ def write_tables(outputs: Path) -> list[Path]:
     require_columns(metrics, COLUMNS, folders[0] / "metrics.csv")
     require(not metrics.empty, f"outputs={outputs}: no run has any row in metrics.csv; run `saebench evaluate`")
     runs = configurations(metrics, read_configs(folders))
+    texts = {"metrics.csv": measured, "curves.csv": gather_lines(folders, "train.csv", thin)}
+    texts |= {"l0.csv": gather_histograms(folders)}
+    tables = {"runs.csv": runs, "latents.csv": read_latents(folders)}
     interpreted = write_interpretability(outputs, folders)
     rows = with_scores(with_configuration(metrics, runs), interpreted)
     keys = list(runs.columns.drop(["run", *SEEDS]))
     views = summarise(rows, [*keys, *VIEW])
     summary = summarise(rows.loc[rows["view"] == "full"], [*keys, "mode", "tokens"])
-    texts = {"metrics.csv": measured, "curves.csv": gather_lines(folders, "train.csv", thin)}
-    texts |= {"l0.csv": gather_histograms(folders)}
-    tables = {"runs.csv": runs, "summary.csv": summary, "views.csv": views, "latents.csv": read_latents(folders)}
+    tables |= {"summary.csv": summary, "views.csv": views}
     texts |= {name: table.to_csv(index=False) for name, table in tables.items()}
     texts |= {"summary.md": markdown(summary), "views.md": markdown(views)}
     folder = outputs / "tables"

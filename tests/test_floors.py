@@ -14,7 +14,7 @@ FLOORS = [
     {"config"},
     {"progress", "pythondocs", "assets"},
     {"store", "kernels", "memory", "metrics", "schedules", "textfiles", "modelfiles"},
-    {"parallel", "sparse", "finished", "verify"},
+    {"parallel", "sparse", "finished", "runconfig", "verify"},
     {"optim", "interpreted", "nested", "select", "similarity", "data", "running"},
     {"runs", "lm", "tables", "tails", "levels"},
     {"saes", "splice", "figures", "laws", "claims", "seeds", "choose", "frontier", "shelf"},

@@ -19,7 +19,7 @@ from saebench.checkpoint import checkpoints, load_checkpoint
 from saebench.checks import InputError
 from saebench.compose import load, load_sweep
 from saebench.config import RunConfig, as_dict, from_dict
-from saebench.finished import read_config
+from saebench.runconfig import read_config
 from saebench.sae_configs import SAE_VARIANTS
 from saebench.saes import build
 from saebench.saes.files import load_sae, save_sae

@@ -14,8 +14,9 @@ import yaml
 from saebench.checks import InputError, require
 from saebench.claims.labels import describe
 from saebench.config import RunConfig, as_dict
-from saebench.finished import YAML_LOADER, finished_runs, parse, read_config, read_lines, read_runs
+from saebench.finished import finished_runs, parse, read_lines, read_runs
 from saebench.interpreted import excesses
+from saebench.runconfig import YAML_LOADER, read_config
 from saebench.sae_configs import with_neutral
 from saebench.tables import flatten, missing
 

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from saebench.checks import InputError, require
 from saebench.config import RunConfig, from_dict
-from saebench.finished import read_config
 from saebench.interpret.collect import Collected, collect, tokens_to_read
 from saebench.interpret.files import vocabulary_of, write
 from saebench.interpret.logits import LatentLogits, latent_logits
@@ -26,6 +25,7 @@ from saebench.interpret.settings import CollectConfig
 from saebench.lm import load_tokenizer
 from saebench.pipeline import Stream, open_stream
 from saebench.progress import Progress
+from saebench.runconfig import read_config
 from saebench.runs import describe_run, read_latents
 from saebench.saes import SAE
 from saebench.saes.files import load_sae

@@ -74,6 +74,12 @@ def remove(path: Path) -> None:
     path.with_suffix(".safetensors").unlink(missing_ok=True)
 
 
+def why_failed(folder: Path) -> str:
+    """Why the run whose unfinished stage is `folder` stopped for good; nothing if it did not."""
+    path = folder / FAILED
+    return str(read_mapping(path).get("failure")) if path.is_file() else ""
+
+
 def clear(folder: Path) -> None:
     """Remove what checkpoints left in a folder."""
     for path in (*folder.glob("step-*"), folder / FAILED):
@@ -92,6 +98,8 @@ class Saver:
         self.folders, self.seconds, self.world = folders, seconds, world
         with world.first():  # which removes what is torn
             going_on = sum([load_checkpoint(member, folder) for folder, member in folders.items()])
+            for folder in folders:
+                (folder / FAILED).unlink(missing_ok=True)
         if going_on:
             say(f"{going_on} of {len(folders)} SAEs go on from a checkpoint")
         self.next = time.monotonic() + seconds

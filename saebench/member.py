@@ -12,7 +12,7 @@ from torch import Tensor
 
 from saebench.checks import require
 from saebench.config import RunConfig
-from saebench.memory import Late, Stopwatch
+from saebench.memory import Late, Stopwatch, is_out_of_memory
 from saebench.optim import Adam, remove_parallel
 from saebench.parallel import SOLO, World
 from saebench.progress import say
@@ -70,10 +70,21 @@ class Member:
         self.failure: str | None = None
 
     def step(self, x: Tensor) -> None:
-        """One optimiser step on activations x [n, d_in] as the model gave them, this rank's part of the batch."""
+        """One optimiser step on activations x [n, d_in] as the model gave them, this rank's part of the batch.
+
+        Running out of memory ends this member alone, as a loss that is not finite does; among several ranks it is raised.
+        """
         self.settle()
-        with self.watch:
-            self.advance(x)
+        if self.failure is not None:
+            return
+        try:
+            with self.watch:
+                self.advance(x)
+        except (RuntimeError, MemoryError) as error:
+            if self.world.size > 1 or not is_out_of_memory(error):
+                raise
+            first = str(error).partition("\n")[0]
+            self.fail(f"memory ran out in step {self.done + 1} ({first}); lower memory_gb or train.batch_size")
 
     def advance(self, x: Tensor) -> None:
         """The step itself: loss, gradients, update, which latents fired, log."""
@@ -150,8 +161,19 @@ class Member:
         own = {"dead": row.dead, "lr": row.lr, "tokens_per_s": row.tokens_per_s, "seconds": self.watch.seconds()}
         self.log.append(named | own)
         if not math.isfinite(loss):
-            self.failure = f"the loss became {loss} at step {row.step}; lower train.lr={self.lr:g}"
-            say(f"{self.cfg.sae.name}: {self.failure}")
+            self.fail(f"the loss became {loss} at step {row.step}; lower train.lr={self.lr:g}")
+
+    def fail(self, why: str) -> None:
+        """Stop for good, say why, and leave the memory to the others."""
+        self.failure = why
+        say(f"{self.cfg.sae.name}: {why}")
+        self.sae.zero_grad(set_to_none=True)
+        self.sae.to("meta")
+        self.sae.copies.clear()
+        self.optimizer.slots.clear()
+        self.pending = self.silent = self.dead = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that the following steps depend on, and the log: tensors by name, and what JSON can hold. Settle first.

@@ -56,6 +56,12 @@ def memory_of(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch or numpy says with it that a device or the host has no memory left."""
+    ran_out = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return ran_out or "can't allocate memory" in str(error)  # what torch says of the host's
+
+
 class Stopwatch:
     """Seconds spent inside `with` blocks: of the device's time on a GPU, which is read later so that nobody waits for it."""
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from saebench.activations import ActivationStats, Batches, Shards, activation_inputs, open_shards, open_stats
-from saebench.checkpoint import Saver, clear
+from saebench.checkpoint import Saver, clear, why_failed
 from saebench.checks import InputError
 from saebench.config import RunConfig, as_dict, recorded
 from saebench.data import TokenStore, token_inputs, tokenise
@@ -104,7 +104,7 @@ def run_folder(cfg: RunConfig, stream: Stream) -> Path:
 def run(configs: Sequence[RunConfig], evaluate_only: bool = False) -> list[Path]:
     """Train (unless evaluate_only) and evaluate every run that is not done; returns the run folders in the given order.
 
-    Raises InputError, after the others are done, if the loss of a run stopped being finite.
+    Raises InputError, after the others are done, if the loss of a run stopped being finite or its memory ran out.
     """
     check_outputs(configs)
     folders: dict[int, Path] = {}
@@ -119,15 +119,10 @@ def run(configs: Sequence[RunConfig], evaluate_only: bool = False) -> list[Path]
         if evaluate_only and len(trained) < len(gang):
             raise InputError(f"{len(gang) - len(trained)} of these runs are not trained yet; `saebench train` them")
         evaluate_gang([configs[i] for i in trained], [mine[i] for i in trained], stream)
-        failed += [
-            f"{mine[i].name} (train.lr={configs[i].train.learning_rate(configs[i].sae.d_sae):g})"
-            for i in gang
-            if i not in trained
-        ]
+        failed += [f"{mine[i].name}: {why_failed(partial_of(mine[i]))}" for i in gang if i not in trained]
     if failed:
-        raise InputError(
-            f"train.lr: the loss of {', '.join(failed)} became NaN or inf, so nothing was saved; lower it; other runs are done"
-        )
+        whole = f"{len(failed)} of {len(configs)} runs failed; their last good checkpoints stay, and the others are done"
+        raise InputError(f"{whole}: {'; '.join(failed)}")
     return [folders[i] for i in range(len(configs))]
 
 

@@ -7,9 +7,7 @@ order_seed, batch size and s. Special tokens (BOS, separators) are in the shards
 
 from __future__ import annotations
 
-import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,9 +21,9 @@ from torch import Tensor
 from saebench.checks import InputError
 from saebench.config import DataConfig, RunConfig
 from saebench.data import TokenStore
-from saebench.lm import LM
-from saebench.parallel import SOLO, World, stage_together
-from saebench.progress import Progress, say
+from saebench.lm import LM, Site
+from saebench.parallel import SOLO, World
+from saebench.progress import Progress
 from saebench.saes.base import Stats
 from saebench.store import checked, key_of, read_json, records_of, seed_of, stage, write_json, write_tensors
 
@@ -65,14 +63,20 @@ class Shards:
 
     def read(self, i: int, progress: Progress | None = None) -> Shard:
         """Shard i. Raises InputError naming shard and token if an activation is not finite."""
+        (shard,) = self.read_sites(i, [self.lm().at], progress)
+        return shard
+
+    def read_sites(self, i: int, sites: Sequence[Site], progress: Progress | None = None) -> list[Shard]:
+        """Shard i at several sites of the model, from one pass. Raises InputError as `read` does."""
         blocks = self.store.blocks("train", self.block_ids(i))
-        parts = []
+        parts: list[list[Tensor]] = []
         for tokens in blocks.tokens.split(self.batch):
-            parts.append(self.lm().activations(tokens).to(DTYPES[self.cfg.dtype]).cpu())
+            found = self.lm().activations_at(tokens, sites)
+            parts.append([x.to(DTYPES[self.cfg.dtype]).cpu() for x in found])
             if progress is not None:
                 progress.advance(tokens.numel())
-        x = torch.cat(parts)  # [b, t, d_in]
-        return self.shard(i, x, blocks.tokens, blocks.documents)
+        whole = [torch.cat(mine) for mine in zip(*parts, strict=True)]  # [b, t, d_in] each
+        return [self.shard(i, x, blocks.tokens, blocks.documents) for x in whole]
 
     def shard(self, i: int, x: Tensor, tokens: Tensor, documents: Tensor) -> Shard:
         """Shard i of these tensors."""
@@ -123,53 +127,6 @@ def activation_inputs(cfg: RunConfig, tokens: dict[str, Any], model: dict[str, A
 def shard_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
     """Those of `activation_inputs` that the shards depend on: they hold the special tokens whether these are kept or not."""
     return {name: value for name, value in inputs.items() if name != "special"}
-
-
-def open_shards(
-    cfg: RunConfig, inputs: dict[str, Any], store: TokenStore, lm: Callable[[], LM], d_in: int, world: World = SOLO
-) -> Shards:
-    """The shards as `cache` says: made on disk if missing (disk), by every rank its part, or computed when read (stream)."""
-    if cfg.cache == "stream":
-        return Shards(cfg.data, store, lm, cfg.model.batch)
-    inputs = shard_inputs(inputs)
-    path = Path(cfg.outputs) / "activations" / key_of(inputs)
-    shards = Shards(cfg.data, store, lm, cfg.model.batch)
-    stage_together(world, path, inputs, lambda partial: write_cache(partial, shards, d_in, world), resumes=True)
-    return DiskShards(cfg.data, store, lm, cfg.model.batch, path)
-
-
-def write_cache(partial: Path, shards: Shards, d_in: int, world: World) -> None:
-    """Write every shard that an interrupted process did not; each rank its own."""
-    own = range(world.rank, len(shards), world.size)
-    tokens = {i: len(shards.block_ids(i)) * shards.store.seq_len for i in own}
-    left = {i: n for i, n in tokens.items() if not shard_file(partial, i).exists()}
-    if world.leads:
-        announce(partial, shards, sum(left.values()), d_in, world.size)
-    total = sum(tokens.values())
-    with Progress(total, "tokens", "caching activations", start=total - sum(left.values())) as progress:
-        for i in left:
-            shard = shards.read(i, progress)
-            tensors = {"x": shard.x, "tokens": shard.tokens.int(), "documents": shard.documents.int()}
-            write_tensors(shard_file(partial, i), tensors | {"special": shards.store.special(shard.tokens)})
-    if world.leads:
-        write_json(partial / "manifest.json", {"shards": len(shards), "blocks": len(shards.order), "d_in": d_in})
-
-
-def announce(partial: Path, shards: Shards, tokens: int, d_in: int, ranks: int) -> None:
-    """Say how much the ranks, each with so many tokens, write and how long it takes; InputError if the disk is too small."""
-    size = tokens * ranks * (d_in * DTYPES[shards.cfg.dtype].itemsize + 9)
-    free = shutil.disk_usage(partial).free
-    if size > free:
-        raise InputError(
-            f"outputs: the activation cache needs {size / 1e9:.1f} GB and {partial.parent} has {free / 1e9:.1f} GB free; "
-            "lower data.n_tokens, use cache=stream, or choose another outputs folder"
-        )
-    probe = shards.store.blocks("train", shards.order[: shards.batch]).tokens
-    shards.lm().activations(probe)  # the first call pays for warming up
-    began = time.monotonic()
-    shards.lm().activations(probe)
-    seconds = (time.monotonic() - began) / probe.numel() * tokens
-    say(f"caching {tokens * ranks:,} tokens of activations, {size / 1e9:.2f} GB, about {seconds:,.0f} s")
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from torch import Tensor
 from saebench.checks import one_of, require
 from saebench.config import RunConfig, from_dict
 from saebench.heldout import HeldOut
-from saebench.pipeline import Stream, open_stream
 from saebench.progress import say
 from saebench.runconfig import read_config
 from saebench.saes import SAE
 from saebench.saes.files import load_sae, save_sae
 from saebench.store import checksum, is_done, stage, write_json
+from saebench.stream import Stream, open_stream
 from saebench.views import largest_acts, own_k, threshold_for
 
 TOKENS = ("train", "heldout")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import sys
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -111,3 +112,9 @@ def shortly(value: Any) -> str:
     """A value in few letters."""
     text = f"{type(value).__name__} of {len(value)}" if isinstance(value, dict | list) else str(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def a_device(key: str, value: str) -> None:
+    """Raise InputError unless `value` names a device."""
+    named = value in ("auto", "cpu", "cuda") or re.fullmatch(r"cuda:[0-9]{1,4}", value) is not None
+    require(named, f"{key}={value}: choose one of auto, cpu, cuda, cuda:N")

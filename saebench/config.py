@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from saebench.checks import InputError, at_least, made_of, one_of, positive, require, seed, share
+from saebench.checks import InputError, a_device, at_least, made_of, one_of, positive, require, seed, share
 from saebench.engine_configs import ENGINES, LocalConfig
 from saebench.sae_configs import SAE_VARIANTS, SAEConfig, with_neutral
 
@@ -116,6 +115,7 @@ class TrainConfig:
     log_every: int  # steps
     importance_tokens: int  # training tokens over which each latent's frequency and energy are measured at the end
     precision: str  # of products, float32 or bfloat16 (weights and sums stay float32); auto: bfloat16 on a GPU
+    lm_device: str | None = None  # where the language model runs, and SAEs are evaluated; None: device
 
     def __post_init__(self) -> None:
         for key in ("batch_size", "log_every", "importance_tokens"):
@@ -231,10 +231,9 @@ class RunConfig:
         one_of("cache", self.cache, ("disk", "stream"))
         one_of("compile", self.compile, ("auto", "on", "off"))
         one_of("shard", self.shard, ("on", "off"))
-        require(
-            self.device in ("auto", "cpu", "cuda") or re.fullmatch(r"cuda:[0-9]{1,4}", self.device) is not None,
-            f"device={self.device}: choose one of auto, cpu, cuda, cuda:N",
-        )
+        a_device("device", self.device)
+        if self.train.lm_device is not None:
+            a_device("train.lm_device", self.train.lm_device)
         at_least("checkpoint", self.checkpoint, 0)
         require(self.memory_gb is None or self.memory_gb > 0, f"memory_gb={self.memory_gb}: must be positive, or null")
         seed("seed", self.seed)
@@ -253,7 +252,9 @@ def as_dict(cfg: Any) -> dict[str, Any]:
 
 def recorded(cfg: RunConfig) -> dict[str, Any]:
     """What config.yaml holds of a run."""
-    return {name: value for name, value in as_dict(cfg).items() if name not in UNRECORDED}
+    kept = {name: value for name, value in as_dict(cfg).items() if name not in UNRECORDED}
+    del kept["train"]["lm_device"]
+    return kept
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:

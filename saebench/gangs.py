@@ -27,7 +27,18 @@ def gangs(configs: Sequence[RunConfig]) -> list[list[int]]:
     groups: dict[str, list[int]] = {}
     for i, cfg in enumerate(configs):
         train = cfg.train
-        shared = [as_dict(cfg.model), as_dict(cfg.data), cfg.cache, cfg.device, cfg.outputs]
+        shared = [as_dict(cfg.model), as_dict(cfg.data), cfg.cache, cfg.device, train.lm_device, cfg.outputs]
         order = [train.batch_size, train.order_seed, train.window_tokens, train.importance_tokens]
         groups.setdefault(key_of({"shared": shared, "order": order}), []).append(i)
     return list(groups.values())
+
+
+def passes(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
+    """Groups of runs whose caches one pass of a model over its text can fill: of each a config for every one of several sites."""
+    groups: dict[str, dict[tuple[int, str], RunConfig]] = {}
+    for cfg in configs:
+        if cfg.cache == "disk":
+            model = {name: value for name, value in as_dict(cfg.model).items() if name not in ("layer", "site")}
+            shared = [model, as_dict(cfg.data), cfg.device, cfg.train.lm_device, cfg.outputs]
+            groups.setdefault(key_of({"shared": shared}), {}).setdefault((cfg.model.layer, cfg.model.site), cfg)
+    return [list(sites.values()) for sites in groups.values() if len(sites) > 1]

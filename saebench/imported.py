@@ -20,10 +20,11 @@ from saebench.config import RunConfig, as_dict, recorded
 from saebench.interop.facts import Facts
 from saebench.interop.source import Found, origin_of, read_sae
 from saebench.lm import describe
-from saebench.pipeline import Stream, check_outputs, evaluate_gang, open_batches, open_stream
+from saebench.pipeline import check_outputs, evaluate_gang
 from saebench.runs import write_csv
 from saebench.saes.files import save_sae
 from saebench.store import key_of, lock, stage, versions, write_json, write_text
+from saebench.stream import Stream, open_batches, open_stream
 from saebench.train import importance
 
 NUMERICS = 1  # raised by hand when an unchanged source becomes another SAE

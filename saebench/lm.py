@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from saebench.checks import require
 from saebench.config import SITES, ModelConfig
+from saebench.devices import resolve_dtype
 from saebench.modelfiles import check_sizes, one_line_errors
-from saebench.progress import say
 from saebench.store import checksum, read_mapping
 from saebench.textfiles import located
 
@@ -87,27 +89,6 @@ def checksum_ends(path: Path) -> str:
         file.seek(max(0, size - mib))
         digest.update(file.read(mib))
     return f"{size}:{digest.hexdigest()}"
-
-
-def resolve_device(device: str) -> torch.device:
-    """The device meant by `device` (auto, cpu, cuda, cuda:N). Raises InputError for a GPU that is not there."""
-    n = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == "auto":
-        return torch.device("cuda" if n else "cpu")
-    found = torch.device(device)
-    if found.type == "cuda":
-        require(n > 0, f"device={device}: no CUDA device is visible; use device=cpu")
-        require((found.index or 0) < n, f"device={device}: there are {n} CUDA devices, counted from 0")
-    return found
-
-
-def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The dtype meant by `dtype`: auto is bfloat16 on a GPU and float32 on a CPU; any other is obeyed."""
-    if dtype == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    if dtype == "bfloat16" and device.type == "cpu":
-        say("model.dtype=bfloat16 is slow on a CPU without hardware support for it; model.dtype=float32 may be faster")
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
 
 
 def find_config(cfg: ModelConfig) -> tuple[str, str | None, Path]:
@@ -223,6 +204,13 @@ def load_weights(cfg: ModelConfig, info: ModelInfo, dtype: torch.dtype) -> Any:
     return model
 
 
+class Site(NamedTuple):
+    """A place in a model: layer, counted from 0, and one of SITES."""
+
+    layer: int
+    site: str
+
+
 class SiteReached(Exception):  # noqa: N818 (not an error: it ends a forward pass early)
     """Raised by a hook when the activations are known, and caught around the forward pass."""
 
@@ -247,36 +235,49 @@ class LM:
         self.device, self.dtype = model.device, model.dtype
         self.layers = cast(nn.ModuleList, self.base.get_submodule(family.layers))
         self.norm: nn.Module = self.base.get_submodule(family.norm)
-        self.entry = self.layers[self.layer]
-        inner = {"attn_out": family.attn_out, "mlp_out": family.mlp_out}.get(self.site)
-        self.module = self.entry.get_submodule(inner) if inner else self.entry
+        self.inner = {"attn_out": family.attn_out, "mlp_out": family.mlp_out}
+        self.at = Site(self.layer, self.site)
+        self.entry, self.module = self.layers[self.layer], self.module_of(self.at)
+
+    def module_of(self, at: Site) -> nn.Module:
+        """The submodule whose output is a site; for resid_pre, whose input."""
+        layer, inner = self.layers[at.layer], self.inner.get(at.site)
+        return layer.get_submodule(inner) if inner else layer
 
     def activations(self, tokens: Tensor) -> Tensor:
         """Activations [b, t, d_model] at the site for `tokens` [b, t]; nothing above the site runs.
 
         They have the model's dtype. Rows are blocks without padding. Raises InputError if t exceeds max_positions.
         """
-        return self.run_to_site(tokens)[1]
+        return self.activations_at(tokens, [self.at])[0]
 
     @torch.no_grad()
-    def run_to_site(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The input of the site's layer and the activations at the site, both [b, t, d_model]."""
+    def activations_at(self, tokens: Tensor, sites: Sequence[Site]) -> list[Tensor]:
+        """`activations` at several different sites, from one pass that ends at the last of them."""
         check_seq_len(tokens.shape[1], self.max_positions, self.name)
-        seen: list[Tensor] = []
+        seen: dict[Site, Tensor] = {}
 
-        def enter(_layer: nn.Module, args: tuple[Any, ...]) -> None:
-            seen.append(args[0])
-            if self.site == "resid_pre":
+        def keep(at: Site, x: Tensor) -> None:
+            seen[at] = x
+            if len(seen) == len(sites):
                 raise SiteReached
 
-        def leave(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> NoReturn:
-            seen.append(output[0] if isinstance(output, tuple) else output)
-            raise SiteReached
-
-        with (
-            self.entry.register_forward_pre_hook(enter),
-            self.module.register_forward_hook(leave),
-            suppress(SiteReached),
-        ):
+        with ExitStack() as hooks, suppress(SiteReached):
+            for at in sites:
+                hooks.enter_context(hooked(self.module_of(at), at, keep))
             self.base(input_ids=tokens.to(self.device), use_cache=False)
-        return seen[0], seen[-1]
+        return [seen[at] for at in sites]
+
+
+def hooked(module: nn.Module, at: Site, keep: Callable[[Site, Tensor], None]) -> RemovableHandle:
+    """Hand a site's activations to `keep` whenever the module that has them runs."""
+
+    def enter(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        keep(at, args[0])
+
+    def leave(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        keep(at, output[0] if isinstance(output, tuple) else output)
+
+    if at.site == "resid_pre":
+        return module.register_forward_pre_hook(enter)
+    return module.register_forward_hook(leave)

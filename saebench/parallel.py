@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +25,6 @@ from torch import Tensor
 
 from saebench.checks import RankLost, require
 from saebench.progress import hush
-from saebench.store import partial_of, stage
 
 PATIENCE = timedelta(days=7)  # for what one rank does while the others wait
 
@@ -197,24 +195,3 @@ def reduced(t: Tensor, how: Any) -> Tensor:
     with peers():
         dist.all_reduce(whole, how)
     return whole
-
-
-def stage_together(
-    world: World, path: Path, inputs: dict[str, Any], make: Callable[[Path], None], resumes: bool = False
-) -> None:
-    """`store.stage` with a `make` in which every rank does its part; rank 0 locks, opens and finishes."""
-
-    def lead(partial: Path) -> None:
-        """Rank 0's part, once the others are told."""
-        world.either(True)
-        make(partial)
-        world.wait()
-
-    if world.leads:
-        made = stage(path, inputs, lead, resumes)
-        if not made:
-            world.either(False)
-    elif world.either(False):
-        make(partial_of(path))
-        world.wait()
-    world.wait()

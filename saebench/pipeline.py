@@ -9,25 +9,18 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from saebench.activations import ActivationStats, Batches, Shards, activation_inputs, open_shards, open_stats
 from saebench.checkpoint import Saver, clear, why_failed
 from saebench.checks import InputError
 from saebench.config import RunConfig, as_dict, recorded
-from saebench.data import TokenStore, token_inputs, tokenise
 from saebench.evaluate import document_rows, evaluate, l0_rows
 from saebench.gangs import check_outputs, gangs
 from saebench.heldout import HeldOut, Subject
-from saebench.lm import LM, check_model, describe, load_lm, load_tokenizer, resolve_device, resolve_dtype, special_ids
 from saebench.member import Member
-from saebench.memory import check_memory, keep_freed_memory
-from saebench.parallel import SOLO, World, join
+from saebench.memory import keep_freed_memory
 from saebench.room import waves
 from saebench.running import Running
 from saebench.runs import METRICS, describe_run, environment, read_latents, write_csv
@@ -45,6 +38,7 @@ from saebench.store import (
     write_json,
     write_text,
 )
+from saebench.stream import Stream, cache_sites, open_batches, open_stream
 from saebench.track import Following, tell_metrics
 from saebench.train import importance, train
 from saebench.views import tune_thresholds
@@ -55,42 +49,11 @@ PUBLISHED = ("l0.csv", "metrics.csv")  # of the latest evaluation, in the run's 
 EVALUATE_NUMERICS = 5  # raised by hand when the metrics of unchanged weights change
 
 
-@dataclass(frozen=True)
-class Stream:
-    """Activations that runs share: their tokens, shards and statistics, and the model that makes them, loaded when needed."""
-
-    inputs: dict[str, Any]
-    store: TokenStore
-    shards: Shards
-    stats: ActivationStats
-    lm: Callable[[], LM]
-    device: torch.device
-    world: World = SOLO
-
-
-def open_stream(cfg: RunConfig) -> Stream:
-    """Tokens and activations of `cfg`, made if missing. Raises InputError for what the model or the data lack."""
-    world = join()
-    device = world.device(resolve_device(cfg.device), cfg.device)
-    info = describe(cfg.model)
-    check_model(cfg.model, info, cfg.data.seq_len)
-    check_memory([cfg], info.d_model, device)
-    tokenizer = load_tokenizer(cfg.model)
-    with world.first():
-        store = tokenise(cfg.data, tokenizer, special_ids(tokenizer), cfg.model.name, Path(cfg.outputs))
-    dtype = str(resolve_dtype(cfg.model.dtype, device)).removeprefix("torch.")
-    inputs = activation_inputs(cfg, token_inputs(cfg.data, tokenizer), info.fingerprint(), dtype)
-    lm = cache(lambda: load_lm(cfg.model, device))
-    shards = open_shards(cfg, inputs, store, lm, info.d_model, world)
-    with world.first():
-        stats = open_stats(cfg, inputs, shards)
-    return Stream(inputs, store, shards, stats, lm, device, world)
-
-
 def run_inputs(cfg: RunConfig, stream: Stream) -> dict[str, Any]:
     """All that a run's weights depend on."""
     config = as_dict(cfg)
     own = {name: config[name] for name in ("sparsity", "train", "seed")} | {"sae": keyed(config["sae"])}
+    del own["train"]["lm_device"]
     own["train"]["n_tokens"] = cfg.train_tokens
     own["train"]["precision"] = cfg.train.resolve_precision(stream.device.type)
     return {"numerics": TRAIN_NUMERICS, "activations": stream.inputs, **own}
@@ -109,6 +72,7 @@ def run(configs: Sequence[RunConfig], evaluate_only: bool = False) -> list[Path]
     check_outputs(configs)
     folders: dict[int, Path] = {}
     failed: list[str] = []
+    cache_sites(configs)
     for gang in gangs(configs):
         stream = open_stream(configs[gang[0]])
         mine = {i: run_folder(configs[i], stream) for i in gang}
@@ -121,17 +85,11 @@ def run(configs: Sequence[RunConfig], evaluate_only: bool = False) -> list[Path]
         evaluate_gang([configs[i] for i in trained], [mine[i] for i in trained], stream)
         failed += [f"{mine[i].name}: {why_failed(partial_of(mine[i]))}" for i in gang if i not in trained]
     if failed:
-        whole = f"{len(failed)} of {len(configs)} runs failed; their last good checkpoints stay, and the others are done"
+        whole = (
+            f"{len(failed)} of {len(configs)} runs failed; their last good checkpoints stay, and the others are done"
+        )
         raise InputError(f"{whole}: {'; '.join(failed)}")
     return [folders[i] for i in range(len(configs))]
-
-
-def open_batches(cfg: RunConfig, stream: Stream) -> Batches:
-    """The batches of activations that `cfg` trains on."""
-    train = cfg.train
-    rows = stream.stats.summary["rows"]
-    pinned = stream.device.type == "cuda"
-    return Batches(stream.shards, rows, train.batch_size, train.window_tokens, train.order_seed, pinned, stream.world)
 
 
 Members = dict[Path, Member]  # by run folder
@@ -263,10 +221,11 @@ def open_heldout(cfg: RunConfig, stream: Stream, opened: dict[str, HeldOut]) -> 
 def measure(todo: dict[Path, RunConfig], stream: Stream, heldout: HeldOut) -> None:
     """Evaluate trained runs and write each evaluation as a stage of its own."""
     cfg = next(iter(todo.values()))
-    tuning = stream.shards.read(0).rows()[: cfg.evaluate.threshold_tokens].to(stream.device)
+    device = heldout.lm.device
+    tuning = stream.shards.read(0).rows()[: cfg.evaluate.threshold_tokens].to(device)
     subjects = []
     for folder, one in todo.items():
-        sae = load_sae(folder, stream.device)
+        sae = load_sae(folder, device)
         budgets = [j for j in one.evaluate.budgets if j <= sae.d_sae]
         thresholds = tune_thresholds(sae, tuning, budgets, one.evaluate.batch)
         subjects.append(Subject(folder.name, sae, read_latents(folder / "latents.csv"), thresholds, one.evaluate))

@@ -18,10 +18,11 @@ from typing import Any
 from saebench.checks import InputError, require
 from saebench.config import RunConfig
 from saebench.heldout import HeldOut
-from saebench.pipeline import evaluate_gang, gangs, open_stream, run_folder, train_gang
+from saebench.pipeline import evaluate_gang, gangs, run_folder, train_gang
 from saebench.progress import say
 from saebench.runs import write_csv
 from saebench.search import searched
+from saebench.stream import open_stream
 
 TABLE = "reached.csv"
 FARTHEST = 10.0  # a knob moves by no more than this factor at once beyond the runs known

@@ -39,7 +39,7 @@ class Need(NamedTuple):
 def kind_of(cfg: RunConfig) -> str:
     """The key of all that the cost of a training step depends on: not the seeds, nor the learning rate."""
     config = as_dict(cfg)
-    other = ("lr", "lr_scale", "order_seed", "importance_tokens", "n_tokens", "log_every")
+    other = ("lr", "lr_scale", "order_seed", "importance_tokens", "n_tokens", "log_every", "lm_device")
     train = {name: value for name, value in config["train"].items() if name not in other}
     return key_of({"sae": config["sae"], "sparsity": config["sparsity"], "train": train, "compile": cfg.compile})
 

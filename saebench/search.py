@@ -22,11 +22,12 @@ from typing import Any
 from saebench.checks import InputError
 from saebench.config import RunConfig, as_dict
 from saebench.parallel import join
-from saebench.pipeline import Members, Stream, gangs, open_stream, run_folder, run_inputs, train_gang
+from saebench.pipeline import Members, gangs, run_folder, run_inputs, train_gang
 from saebench.progress import say
 from saebench.runs import write_csv
 from saebench.sae_configs import keyed
 from saebench.store import discard, is_done, key_of, partial_of, stage
+from saebench.stream import Stream, open_stream
 
 KNOBS = ("k", "l1", "l0", "target_l0")  # how sparse: a rate is chosen for all of them
 TAIL = 0.1  # share of the steps, at the end, over which losses are compared

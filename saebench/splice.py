@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saebench.lm import LM
+from saebench.lm import LM, Site
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,9 @@ def is_inner(lm: LM) -> bool:
 
 def lower(lm: LM, tokens: Tensor) -> Lower:
     """Run the model on `tokens` [b, t] up to the site. Raises InputError if t exceeds the model's positions."""
-    entering, x = lm.run_to_site(tokens)  # [b, t, d_model] both
-    return Lower(x, entering if is_inner(lm) else x)
+    before = [Site(lm.layer, "resid_pre")] if is_inner(lm) else []
+    found = lm.activations_at(tokens, [*before, lm.at])  # [b, t, d_model] each
+    return Lower(found[-1], found[0])
 
 
 @torch.no_grad()

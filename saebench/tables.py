@@ -79,6 +79,7 @@ WITHOUT_EFFECT = {  # on any one row of metrics.csv
         "outputs",
         "cache",
         "train.log_every",
+        "train.lm_device",
         "sae.prefix_shares",
     ),
     *("experiment", *(f"experiment.{key}" for key in ("name", "grids", "claims", "lr_factors"))),

@@ -19,12 +19,13 @@ from typing import Any
 from saebench.checks import InputError, at_least, one_of, require
 from saebench.compose import load
 from saebench.config import RunConfig, recorded
-from saebench.pipeline import Members, check_outputs, gangs, open_stream, run, run_folder, run_inputs, train_gang
+from saebench.pipeline import Members, check_outputs, gangs, run, run_folder, run_inputs, train_gang
 from saebench.progress import say
 from saebench.runs import write_csv
 from saebench.search import adopt, read_rows, tail_mean
 from saebench.space import Axis, Choice, Interval
 from saebench.store import is_done, key_of, lock, partial_of, seed_of
+from saebench.stream import open_stream
 
 VALUES = ("loss", "fvu")  # columns of train.csv that a search can lower
 UNKEYED = ("outputs", "compile", "shard", "checkpoint", "experiment")  # of the config: no search depends on them

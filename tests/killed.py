@@ -15,13 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from saebench import activations, pipeline, tables
+from saebench import caching, pipeline, tables
 from saebench.frontier import write_frontier
 from saebench.seeds import write_seeds
 from tests.configs import run_config
 from tests.test_checkpoint import SMALL
 
-PHASES = {"caching": (activations, "write_cache"), "training": (pipeline, "train"), "evaluating": (pipeline, "measure")}
+PHASES = {"caching": (caching, "write_caches"), "training": (pipeline, "train"), "evaluating": (pipeline, "measure")}
 MORE = ["train.n_tokens=100_000", "checkpoint=0.02", "data.shard_tokens=2_000"]
 
 

@@ -10,8 +10,9 @@ import torch
 from saebench.calibrate import activations, calibrate, mean_l0
 from saebench.checks import InputError
 from saebench.config import as_dict, from_dict
-from saebench.pipeline import open_stream, run
+from saebench.pipeline import run
 from saebench.saes.files import load_sae
+from saebench.stream import open_stream
 from tests.test_pipeline import small, weights
 
 

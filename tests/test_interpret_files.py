@@ -22,8 +22,8 @@ from saebench.interpret.logits import latent_logits
 from saebench.interpret.negatives import Negatives, Silence
 from saebench.interpret.sample import draw, strata_of
 from saebench.interpret.settings import CollectConfig
-from saebench.pipeline import open_stream
 from saebench.saes import build
+from saebench.stream import open_stream
 from saebench.views import View
 from tests.dense_contexts import (
     BLOCKS,

@@ -13,7 +13,8 @@ import torch
 from saebench import splice
 from saebench.checks import InputError
 from saebench.config import SITES
-from saebench.lm import describe, load_lm, load_tokenizer, resolve_device, resolve_dtype, special_ids
+from saebench.devices import resolve_device, resolve_dtype
+from saebench.lm import Site, describe, load_lm, load_tokenizer, special_ids
 from tests.tiny_models import (
     LAYERS,
     POSITIONS,
@@ -59,6 +60,23 @@ def test_inner_sites_are_what_joins_the_residual_stream(family: str, layer: int)
         expected["gemma3_text"] = expected["gemma2"]
         own = expected.get(family, lambda: block.mlp(block.post_attention_layernorm(mid)))()
     torch.testing.assert_close(mlp_out, own, rtol=1e-5, atol=1e-5)
+
+
+@each_family
+def test_several_sites_in_one_pass_are_what_each_alone_is(family: str) -> None:
+    sites = [Site(layer, site) for layer in range(LAYERS) for site in SITES]
+    lm = make_lm(family, 0, "resid_pre")
+    together = lm.activations_at(tokens(), sites)
+    for (layer, site), x in zip(sites, together, strict=True):
+        assert torch.equal(x, make_lm(family, layer, site).activations(tokens())), (layer, site)
+    ran: list[object] = []
+    hook = lm.layers[1].register_forward_pre_hook(lambda *_: ran.append(1))
+    lm.activations_at(tokens(), [Site(0, "attn_out"), Site(0, "resid_post"), Site(0, "resid_pre")])
+    assert ran == []  # nothing above the last site
+    lm.activations_at(tokens(), [Site(0, "resid_pre"), Site(1, "resid_pre")])
+    hook.remove()
+    assert ran == [1]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in lm.model.modules())
 
 
 def test_activations_are_ordinary_tensors() -> None:

@@ -27,7 +27,7 @@ from saebench.activations import Batches
 from saebench.checkpoint import checkpoints, save_checkpoint
 from saebench.checks import InputError
 from saebench.member import Member
-from saebench.parallel import SOLO, World, join, stage_together
+from saebench.parallel import SOLO, World, join
 from tests.configs import run_config
 from tests.ranks import (
     BEGUN,
@@ -173,14 +173,6 @@ def test_an_engine_is_refused_among_ranks(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(engines, "join", lambda: World(1, 2))
     with pytest.raises(InputError, match="engine=joblib: ranks share every gang; leave engine out"):
         engines.sweep([run_config("engine=joblib")])
-
-
-def test_a_stage_alone_is_a_stage(tmp_path: Path) -> None:
-    made: list[Path] = []
-    for _ in range(2):
-        stage_together(SOLO, tmp_path / "a", {"b": 1}, made.append)
-    assert made == [tmp_path / "a.partial"]
-    assert (tmp_path / "a" / "done.json").is_file()
 
 
 def command(outputs: Path, *overrides: str) -> list[str]:

@@ -13,15 +13,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from saebench import activations
+from saebench import activations, caching
 from saebench.activations import DiskShards
 from saebench.checks import InputError
-from saebench.config import RunConfig
+from saebench.config import RunConfig, recorded
 from saebench.heldout import HeldOut
-from saebench.pipeline import Stream, open_batches, open_stream, run, run_folder
+from saebench.lm import LM, Site
+from saebench.pipeline import run, run_folder
 from saebench.runs import METRICS
 from saebench.saes import REGISTRY
-from saebench.store import read_json
+from saebench.store import read_json, records_of
+from saebench.stream import Stream, cache_sites, open_batches, open_stream
 from tests.configs import run_config, sae_config
 
 SMALL = [
@@ -156,15 +158,15 @@ def test_a_batch_is_nearly_free_of_neighbours(tmp_path: Path) -> None:
 
 def test_an_interrupted_cache_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = small(tmp_path)
-    read, seen = activations.Shards.read, []
+    read, seen = activations.Shards.read_sites, []
 
-    def fails_at_three(self: activations.Shards, i: int, progress: object = None) -> activations.Shard:
+    def fails_at_three(self: activations.Shards, i: int, *rest: Any) -> list[activations.Shard]:
         seen.append(i)
         if i == 3 and len(seen) < 5:
             raise KeyboardInterrupt
-        return read(self, i)
+        return read(self, i, *rest)
 
-    monkeypatch.setattr(activations.Shards, "read", fails_at_three)
+    monkeypatch.setattr(activations.Shards, "read_sites", fails_at_three)
     with pytest.raises(KeyboardInterrupt):
         open_stream(cfg)
     shards = open_stream(cfg).shards
@@ -176,11 +178,70 @@ def test_an_interrupted_cache_goes_on_where_it_was(tmp_path: Path, monkeypatch: 
         assert torch.equal(shards.read(i).x, whole.read(i).x)
 
 
+def test_several_sites_are_cached_in_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sites = [(0, "resid_post"), (1, "mlp_out"), (1, "resid_post")]
+    calls: list[int] = []
+    compute = LM.activations_at
+    monkeypatch.setattr(LM, "activations_at", lambda lm, *given: calls.append(len(given[1])) or compute(lm, *given))
+
+    def configs(name: str) -> list[RunConfig]:
+        return [small(tmp_path / name, f"model.layer={i}", f"model.site={site}") for i, site in sites]
+
+    cache_sites(configs("together"))
+    blocks = 6400 // 32
+    per_shard = [min(32, blocks - i) for i in range(0, blocks, 32)]
+    assert calls == [3] * (2 + sum(-(-n // 16) for n in per_shard))  # two measure the speed
+    cache_sites(configs("together"))
+    assert calls == [3] * len(calls)  # nothing is missing, so nothing runs
+    streams = [open_stream(cfg) for cfg in configs("together")]
+    assert len(calls) == 2 + sum(-(-n // 16) for n in per_shard)
+    for stream, cfg in zip(streams, configs("alone"), strict=True):
+        assert isinstance(stream.shards, DiskShards)
+        alone = open_stream(cfg).shards
+        assert isinstance(alone, DiskShards)
+        assert stream.shards.path.name == alone.path.name
+        assert records_of(stream.shards.path) == records_of(alone.path)
+
+
+def test_the_device_of_the_model_is_in_no_key_and_no_record(tmp_path: Path) -> None:
+    plain, placed = small(tmp_path), small(tmp_path, "train.lm_device=cpu")
+    (folder,) = run([plain])
+    before = (folder / "done.json").read_bytes()
+    assert run([placed]) == [folder]
+    assert (folder / "done.json").read_bytes() == before
+    assert recorded(placed) == recorded(plain)
+    with pytest.raises(InputError, match=r"train\.lm_device=gpu: choose one of auto, cpu, cuda, cuda:N"):
+        small(tmp_path, "train.lm_device=gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match=r"train\.lm_device=cuda:1: no CUDA device .*; use train\.lm_device=cpu"):
+            open_stream(small(tmp_path, "train.lm_device=cuda:1"))
+
+
+def test_an_interrupted_pass_over_several_sites_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configs = [small(tmp_path, f"model.layer={i}") for i in (0, 1)]
+    read, seen = activations.Shards.read_sites, []
+
+    def fails_at_two(self: activations.Shards, i: int, sites: list[Site], *rest: Any) -> list[activations.Shard]:
+        seen.append((i, len(sites)))
+        if seen == [(0, 2), (1, 2), (2, 2)]:
+            raise KeyboardInterrupt
+        return read(self, i, sites, *rest)
+
+    monkeypatch.setattr(activations.Shards, "read_sites", fails_at_two)
+    with pytest.raises(KeyboardInterrupt):
+        cache_sites(configs)
+    first = sorted((tmp_path / "activations").glob("*.partial"))[0]
+    (first / "shard-00001.safetensors").unlink()  # of one site alone
+    cache_sites(configs)
+    assert seen[3:] == [(1, 1), *((i, 2) for i in range(2, 7))]
+    assert len(list((tmp_path / "activations").glob("*/done.json"))) == 2
+
+
 def test_a_cache_too_large_for_the_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Full:
         free = 1000
 
-    monkeypatch.setattr(activations.shutil, "disk_usage", lambda _: Full)
+    monkeypatch.setattr(caching.shutil, "disk_usage", lambda _: Full)
     with pytest.raises(InputError, match=r"the activation cache needs 0\.0 GB and .* use cache=stream"):
         open_stream(small(tmp_path))
 

@@ -54,6 +54,14 @@ def test_a_plan_counts_all_that_a_sweep_does_and_writes_nothing(tmp_path: Path) 
     assert not (tmp_path / "out").exists()
 
 
+def test_sites_that_one_pass_serves_are_read_once(tmp_path: Path) -> None:
+    jobs = [small(tmp_path, f"model.layer={i}", *more) for i, more in ((0, []), (1, []), (1, ["cache=stream"]))]
+    shallow, deep, streamed = outstanding(jobs)
+    assert (shallow.cached, shallow.read) == (deep.cached, 0)
+    assert deep.read == deep.cached > 0
+    assert streamed.read > 0
+
+
 def test_views_are_those_that_are_evaluated_and_done_work_counts_nothing(tmp_path: Path) -> None:
     jobs = [small(tmp_path), small(tmp_path, "sae=batchtopk")]
     before = amounts(jobs)

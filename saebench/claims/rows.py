@@ -221,7 +221,7 @@ def flat_config(config: dict[str, Any]) -> dict[str, str]:
     """The part of a config that decides the weights, as text by dotted key."""
     kept = {key: value for key, value in config.items() if key not in FREE}
     kept["sae"] = with_neutral(config["sae"])
-    kept["train"] = {key: value for key, value in config["train"].items() if key != "log_every"}
+    kept["train"] = {key: value for key, value in config["train"].items() if key not in ("log_every", "lm_device")}
     if kept["train"].get("n_tokens") is None:
         kept["train"]["n_tokens"] = config["data"]["n_tokens"]
     return flatten(kept)

@@ -71,19 +71,25 @@ def plan(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
 
 @app.command()
 def cache(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
-    """Tokenise the text and cache the activations that a run would train on."""
-    from saebench.compose import load
+    """Tokenise the text and cache the activations of runs; several sites (model.layer=6,12) in one pass of the model."""
+    from saebench.compose import load_sweep
 
-    cfg = load(overrides or [], config_dir)
-    if cfg.cache == "stream":
+    configs = load_sweep(overrides or [], config_dir)
+    if any(cfg.cache == "stream" for cfg in configs):
         raise InputError("cache=stream: this command writes the cache; use cache=disk")
     from saebench.engines import require_local
-    from saebench.pipeline import check_outputs, open_stream
+    from saebench.gangs import check_outputs, gangs
+    from saebench.stream import cache_sites, open_stream
 
-    require_local(cfg, "cache")
-    check_outputs([cfg])
-    shards = open_stream(cfg).shards
-    print(getattr(shards, "path", cfg.outputs))
+    for cfg in configs:
+        require_local(cfg, "cache")
+    check_outputs(configs)
+    cache_sites(configs)
+    folders = [
+        str(getattr(open_stream(cfg).shards, "path", cfg.outputs))
+        for cfg in (configs[gang[0]] for gang in gangs(configs))
+    ]
+    print(*dict.fromkeys(folders), sep="\n")
 
 
 @app.command()

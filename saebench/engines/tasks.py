@@ -11,10 +11,11 @@ import torch
 
 from saebench.config import RunConfig, as_dict
 from saebench.engine_configs import EngineConfig, SubmititConfig
-from saebench.pipeline import Stream, evaluation_stage, gangs, publish, run_folder, run_inputs
+from saebench.pipeline import evaluation_stage, gangs, publish, run_folder, run_inputs
 from saebench.plan.todo import Source, cache_folder, look, uncached
 from saebench.search import group, rates
 from saebench.store import is_done, key_of
+from saebench.stream import Stream
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from typing import Any
 
 from saebench.checks import InputError
 from saebench.config import RunConfig, from_dict
-from saebench.pipeline import open_stream, run
+from saebench.pipeline import run
 from saebench.search import rates, search
+from saebench.stream import open_stream
 
 
 def work(order: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,9 @@ import torch
 
 from saebench.checks import InputError, require
 from saebench.config import ModelConfig
+from saebench.devices import resolve_device, resolve_dtype
 from saebench.interpret.judge import REFUSED, JudgeConfig, Message, Prompt, Reply
-from saebench.lm import ModelInfo, find_config, load_weights, one_line_errors, resolve_device, resolve_dtype
+from saebench.lm import ModelInfo, find_config, load_weights, one_line_errors
 from saebench.progress import say
 
 

@@ -23,13 +23,13 @@ from saebench.interpret.files import vocabulary_of, write
 from saebench.interpret.logits import LatentLogits, latent_logits
 from saebench.interpret.settings import CollectConfig
 from saebench.lm import load_tokenizer
-from saebench.pipeline import Stream, open_stream
 from saebench.progress import Progress
 from saebench.runconfig import read_config
 from saebench.runs import describe_run, read_latents
 from saebench.saes import SAE
 from saebench.saes.files import load_sae
 from saebench.store import checksum, key_of, stage
+from saebench.stream import Stream, open_stream
 from saebench.views import View, kept_latents, own_k, tune_thresholds
 
 NUMERICS = 1  # raised by hand when the contexts of unchanged weights change

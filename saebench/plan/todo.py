@@ -12,10 +12,13 @@ import torch
 from saebench.activations import activation_inputs, shard_inputs
 from saebench.config import RunConfig
 from saebench.data import token_inputs
-from saebench.lm import check_seq_len, describe, load_tokenizer, resolve_device, resolve_dtype
-from saebench.pipeline import Stream, evaluation_inputs, evaluation_stage, gangs, run_folder, run_inputs
+from saebench.devices import resolve_device, resolve_dtype
+from saebench.gangs import gangs, passes
+from saebench.lm import check_seq_len, describe, load_tokenizer
+from saebench.pipeline import evaluation_inputs, evaluation_stage, run_folder, run_inputs
 from saebench.search import Group, group, read_rows, with_rate
 from saebench.store import is_done, key_of
+from saebench.stream import Stream
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,12 @@ class Todo:
 
 def look(cfg: RunConfig, device: torch.device | None = None) -> Source:
     """What `open_stream` would open (on another machine's `device`). Raises its InputErrors but for text that is too short."""
-    device, info = device or resolve_device(cfg.device), describe(cfg.model)
+    given, info = cfg.train.lm_device, describe(cfg.model)
+    device = device or resolve_device(cfg.device)
+    lm_device = device if given is None else resolve_device(given, "train.lm_device")
     check_seq_len(cfg.data.seq_len, info.max_positions, cfg.model.name)
     tokens = token_inputs(cfg.data, load_tokenizer(cfg.model))
-    dtype = str(resolve_dtype(cfg.model.dtype, device)).removeprefix("torch.")
+    dtype = str(resolve_dtype(cfg.model.dtype, lm_device)).removeprefix("torch.")
     inputs = activation_inputs(cfg, tokens, info.fingerprint(), dtype)
     return Source(inputs, device, info.d_model, is_done(Path(cfg.outputs) / "tokens" / key_of(tokens), tokens))
 
@@ -61,7 +66,17 @@ def outstanding(configs: list[RunConfig]) -> list[Todo]:
     for gang in gangs(rated):
         searches = [g for g in missing if g.jobs[0] in gang]
         found.append(left_of({i: rated[i] for i in gang}, searches, {cache_folder(t.first, t.source) for t in found}))
-    return found
+    served = read_for_others([t.first for t in found if t.cached])
+    return [dataclasses.replace(t, read=0) if t.cached and id(t.first) in served else t for t in found]
+
+
+def read_for_others(configs: list[RunConfig]) -> set[int]:
+    """The ids of configs whose sites are cached in the pass of the model that goes deepest, among several sites."""
+    served: set[int] = set()
+    for same in passes(configs):
+        deepest = max(same, key=lambda cfg: (cfg.model.layer, cfg.model.site != "resid_pre"))
+        served |= {id(cfg) for cfg in same} - {id(deepest)}
+    return served
 
 
 def known_rates(configs: list[RunConfig], groups: list[Group]) -> list[RunConfig]:

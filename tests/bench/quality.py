@@ -27,10 +27,10 @@ from saebench.config import RunConfig
 from saebench.heldout import HeldOut
 from saebench.member import Member
 from saebench.memory import keep_freed_memory
-from saebench.pipeline import Stream, open_batches, open_stream
 from saebench.progress import say
 from saebench.saes import build
 from saebench.schedules import lr_factor
+from saebench.stream import Stream, open_batches, open_stream
 
 ROOT = Path(__file__).parents[2]
 BATCH = 2048

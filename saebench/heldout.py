@@ -23,6 +23,7 @@ from saebench.saes import SAE
 from saebench.saes.base import Normalised
 from saebench.similarity import Dissimilarities, Gram
 from saebench.sparse import SparseLatents
+from saebench.splice import Lower, lower
 from saebench.views import View, kept_latents, latents_of, list_views, prefixes_of
 
 SUMS = (  # of a document, in one view
@@ -75,6 +76,7 @@ class HeldOut:
         self.lm, self.store, self.stats, self.cfg, self.dtype = lm, store, stats, cfg, DTYPES[dtype]
         self.centre = stats.mean.float().to(lm.device)
         self.tokens = store.n_blocks("heldout") * store.seq_len
+        self.lows: dict[int, Lower] = {}  # by block, on the host: the passes that cross-entropy goes on from
         self.batches = list(self.collect())
         self.moments: dict[str, Moments] = {}
         self.totals: dict[
@@ -107,29 +109,34 @@ class HeldOut:
         """The sum of squares [n, d_in] over dimensions, and the mean with each dimension scaled to unit variance: [n, 2]."""
         return torch.stack([squares.sum(1, dtype=torch.float64), squares.double() @ self.precision], 1)
 
-    def blocks(self, tokens: int, per_batch: int) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """Held-out tokens and documents [b, t] with the number of tokens before them, for about `tokens` tokens.
-
-        Fewer than all are blocks spread evenly over the held-out text, so that they come from as many documents as can be.
-        """
-        size = max(1, per_batch // self.store.seq_len)
+    def spread(self, tokens: int) -> list[int]:
+        """Held-out blocks of about `tokens` tokens, spread evenly over the text to come from as many documents as can be."""
         every = self.store.n_blocks("heldout")
         wanted = min(every, -(-tokens // self.store.seq_len))
-        chosen = [i * every // wanted for i in range(wanted)]
-        for start in range(0, wanted, size):
-            blocks = self.store.blocks("heldout", chosen[start : start + size])
-            yield blocks.tokens, blocks.documents, start * self.store.seq_len
+        return [i * every // wanted for i in range(wanted)]
+
+    def blocks(self, chosen: list[int]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Some held-out blocks in batches: their numbers, their tokens and documents [b, t]."""
+        size = max(1, self.cfg.batch // self.store.seq_len)
+        for start in range(0, len(chosen), size):
+            numbers = chosen[start : start + size]
+            blocks = self.store.blocks("heldout", numbers)
+            yield numbers, blocks.tokens, blocks.documents
 
     @torch.no_grad()
     def collect(self) -> Iterator[Batch]:
-        """Run the language model's lower half over every held-out token, once."""
+        """Run the language model's lower half over every held-out token, once; `lows` keeps what is spliced later."""
         generator = torch.Generator().manual_seed(self.cfg.seed)
         sampled = torch.zeros(self.tokens, dtype=torch.bool)
         sampled[torch.randperm(self.tokens, generator=generator)[: self.cfg.rsa_tokens]] = True
+        spliced = {*self.spread(self.cfg.ce_tokens)}
         with Progress(self.tokens, "tokens", "held-out activations") as progress:
-            for tokens, documents, first in self.blocks(self.tokens, self.cfg.batch):
+            for numbers, tokens, documents in self.blocks(self.spread(self.tokens)):
+                first = numbers[0] * self.store.seq_len
                 kept = ~self.store.excluded(tokens)  # [b, t]
-                x = self.lm.activations(tokens).to(self.dtype)[kept.to(self.lm.device)]  # [n, d_in]
+                low = lower(self.lm, tokens)
+                self.lows |= {i: low.row(row) for row, i in enumerate(numbers) if i in spliced}
+                x = low.x.to(self.dtype)[kept.to(self.lm.device)]  # [n, d_in]
                 if not bool(x.isfinite().all()):
                     last = first + tokens.numel()
                     raise InputError(

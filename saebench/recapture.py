@@ -8,7 +8,7 @@ from torch import Tensor
 from saebench.heldout import SUMS, Batch, HeldOut, Measured, Subject, add
 from saebench.metrics import recovered
 from saebench.progress import Progress
-from saebench.splice import Clean, Lower, logits, lower, upper
+from saebench.splice import Clean, Lower, logits, stacked, upper
 
 ABLATIONS = 3  # passes that all views share: clean, zero in place of x, the training mean in place of x
 
@@ -22,17 +22,19 @@ class Recapture:
 
     @torch.no_grad()
     def run(self, subjects: list[Subject]) -> None:
-        """Measure the ce_views of every subject: the lower half once, the upper half once per view, logits in chunks."""
+        """Measure the ce_views of every subject: the upper half once per view from where `heldout` stopped, logits in chunks."""
         passes = ABLATIONS + sum(len(s.ce_views) for s in subjects)
-        batches = list(self.heldout.blocks(self.heldout.cfg.ce_tokens, self.heldout.cfg.batch))
-        total = sum(tokens.numel() for tokens, _, _ in batches) * passes
+        chosen = self.heldout.spread(self.heldout.cfg.ce_tokens)
+        total = len(chosen) * self.heldout.store.seq_len * passes
         with Progress(total, "tokens", f"recaptured LM loss of {passes} reconstructions") as progress:
-            for tokens, documents, _ in batches:
-                self.splice(tokens, documents, subjects, progress)
+            for numbers, tokens, documents in self.heldout.blocks(chosen):
+                low = stacked([self.heldout.lows[i] for i in numbers], self.lm.device)
+                self.splice(low, tokens, documents, subjects, progress)
 
-    def splice(self, tokens: Tensor, documents: Tensor, subjects: list[Subject], progress: Progress) -> None:
+    def splice(
+        self, low: Lower, tokens: Tensor, documents: Tensor, subjects: list[Subject], progress: Progress
+    ) -> None:
         """Add one batch of tokens [b, t] to the sums."""
-        low = lower(self.lm, tokens)
         special = self.heldout.store.special(tokens).to(self.lm.device)  # [b, t]
         kept = (~self.heldout.store.excluded(tokens)).to(self.lm.device)
         x = low.x.to(self.heldout.dtype).float()[kept]  # [n, d_in]

@@ -6,7 +6,7 @@ that the caller cuts (`logits`). The model's own forward loop runs the upper hal
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,18 @@ class Lower:
     hidden: (
         Tensor  # [b, t, d_model], where the pass resumes: x itself, or the input of the layer that holds an inner site
     )
+
+    def row(self, i: int) -> Lower:
+        """Sequence i of the batch, alone and on the host: [t, d_model]."""
+        x = self.x[i].cpu()
+        return Lower(x, x if self.hidden is self.x else self.hidden[i].cpu())
+
+
+def stacked(rows: Sequence[Lower], device: torch.device) -> Lower:
+    """Sequences as one batch on a device; the inverse of `row`."""
+    x = torch.stack([row.x for row in rows]).to(device)  # [b, t, d_model]
+    inner = rows[0].hidden is not rows[0].x
+    return Lower(x, torch.stack([row.hidden for row in rows]).to(device) if inner else x)
 
 
 def is_inner(lm: LM) -> bool:

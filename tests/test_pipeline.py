@@ -19,7 +19,7 @@ from saebench.checks import InputError
 from saebench.config import RunConfig, recorded
 from saebench.heldout import HeldOut
 from saebench.lm import LM, Site
-from saebench.pipeline import run, run_folder
+from saebench.pipeline import evaluate_gang, run, run_folder, train_gang
 from saebench.runs import METRICS
 from saebench.saes import REGISTRY
 from saebench.store import read_json, records_of
@@ -352,6 +352,21 @@ def test_splicing_x_itself_recovers_everything(tmp_path: Path) -> None:
     assert abs(row["kl"]) < 1e-6
     assert row["recovered_zero"] == pytest.approx(1, abs=1e-5)
     assert not math.isnan(row["rsa_pearson"])
+
+
+def test_evaluation_runs_the_model_once_and_its_upper_half_once_for_each_reconstruction(tmp_path: Path) -> None:
+    given = [*SMALL, f"outputs={tmp_path}", "model.layer=1", "evaluate.ce_tokens=1280", "evaluate.batch=640"]
+    configs = [run_config(*given, f"sae={name}", "evaluate.ce_views=3") for name in ("topk", "matryoshka")]
+    stream = open_stream(configs[0])
+    folders = [run_folder(cfg, stream) for cfg in configs]
+    train_gang(configs, folders, stream)
+    calls: Counter[int] = Counter()
+    for i, layer in enumerate(stream.lm().layers):
+        layer.register_forward_pre_hook(lambda *_, i=i: calls.update([i]))
+    evaluate_gang(configs, folders, stream)
+    batches, reconstructions = 1280 // 640, 2 + 3 * len(configs)  # zero and the mean are spliced once for all
+    above = batches * (1 + reconstructions)
+    assert calls == {i: batches if i <= 1 else above for i in range(len(stream.lm().layers))}
 
 
 def test_a_loss_that_is_not_finite_fails_that_run_alone(tmp_path: Path) -> None:

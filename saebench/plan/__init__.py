@@ -145,11 +145,11 @@ def held_out_seconds(todo: Todo, c: Costs) -> float:
 
 
 def splicing(todo: Todo, c: Costs) -> float:
-    """Seconds of the recaptured LM loss: the lower half once, each reconstruction, and the upper half for each."""
+    """Seconds of the recaptured LM loss: each reconstruction, and the upper half for each."""
     total = 0.0
     for jobs, views in zip(todo.evaluations, c.views, strict=True):
         passes = ABLATIONS + sum(v.spliced_views for v in views)
-        total += spliced_tokens(jobs, views) * (c.lower + passes * c.spliced + sum(v.per_spliced for v in views))
+        total += spliced_tokens(jobs, views) * (passes * c.spliced + sum(v.per_spliced for v in views))
     return total
 
 

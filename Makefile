@@ -49,8 +49,9 @@ figures: $(READY)  ## tables and figures of every run in outputs/
 	$(RUN) tables
 	$(RUN) figures
 
-bench: $(READY)  ## step times against floors and, after make peers, against other libraries
+bench: $(READY)  ## step times against floors and, after make peers, against other libraries; what a gang costs and saves
 	$(BIN)/python -m tests.bench.step $(if $(wildcard $(PEERS)/bin/python),--peers $(PEERS)/bin/python) $(ARGS)
+	$(BIN)/python -m tests.bench.gang
 
 peers:  ## install SAELens, sparsify and dictionary_learning into .peers, for bench and test-long
 	$(PYTHON) -m venv $(PEERS)

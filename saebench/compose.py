@@ -7,9 +7,8 @@ import dataclasses
 import difflib
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -20,22 +19,9 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from saebench.catalogue import VARIED, conf_folder, config_folders
 from saebench.checks import InputError
 from saebench.config import RunConfig
-from saebench.engine_configs import ENGINES
-from saebench.sae_configs import SAE_VARIANTS
-
-VARIED: Mapping[str, Mapping[str, type]] = {
-    "sae": SAE_VARIANTS,
-    "engine": ENGINES,
-}  # groups whose options differ in keys
-
-
-def conf_folder() -> Path:
-    """The folder of configs: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
 
 
 def register() -> None:
@@ -51,12 +37,8 @@ def register() -> None:
 def composing(config_dir: str | None) -> Iterator[list[str]]:
     """Within it `compose` works; yields the overrides that add the user's own folder of configs."""
     register()
-    extra = []
-    if config_dir is not None:
-        folder = Path(config_dir).resolve()
-        if not folder.is_dir():
-            raise InputError(f"--config-dir={config_dir}: no such folder")
-        extra = [f"hydra.searchpath=[file://{folder}]"]
+    own = config_folders(config_dir)[1:]
+    extra = [f"hydra.searchpath=[file://{folder.resolve()}]" for folder in own]
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         yield extra
 
@@ -74,14 +56,27 @@ def load_sweep(overrides: Sequence[str], config_dir: str | None = None) -> list[
     with composing(config_dir) as extra:
         fixed, lists = split(overrides)
         base = composed([*fixed, *(o[0] for o in lists), *extra])
-        grids = OmegaConf.to_container(base.experiment.grids) if base.get("experiment") else []
-        groups = {str(key) for key in base if isinstance(base._get_node(key), DictConfig)}
         known: dict[tuple[str, ...], DictConfig] = {}
-        jobs = []
-        for grid in grids or [{}]:
-            axes = [*lists, *grid_axes(grid)]
-            jobs += [tuple(choice) for choice in itertools.product(*axes)]
-        return [typed(job_config(job, fixed, extra, groups, known)) for job in dict.fromkeys(jobs)]
+        return [typed(job_config(job, fixed, extra, groups_of(base), known)) for job in jobs_of(base, fixed, lists)]
+
+
+def jobs_of(base: DictConfig, fixed: list[str], lists: list[list[str]]) -> dict[tuple[str, ...], int]:
+    """The varied overrides of every job, each job once, with the number of its grid in experiment.grids, from 0.
+
+    What the command line says of a key, one value or several, stands in place of what the grids say.
+    """
+    grids: Any = OmegaConf.to_container(base.experiment.grids) if base.get("experiment") else []
+    settled = {o.partition("=")[0] for o in (*fixed, *(axis[0] for axis in lists))}
+    jobs: dict[tuple[str, ...], int] = {}
+    for i, grid in enumerate(grids or [{}]):
+        for job in itertools.product(*lists, *grid_axes(grid, settled)):
+            jobs.setdefault(job, i)
+    return jobs
+
+
+def groups_of(cfg: DictConfig) -> set[str]:
+    """The keys of a config that are sections."""
+    return {str(key) for key in cfg if isinstance(cfg._get_node(key), DictConfig)}
 
 
 def job_config(
@@ -93,8 +88,7 @@ def job_config(
     if options not in known:
         known[options] = composed([*options, *fixed, *extra])
     cfg = copy.deepcopy(known[options])
-    settled = {o.partition("=")[0] for o in fixed}
-    values = [o for o in job if o not in options and o.partition("=")[0] not in settled]
+    values = [o for o in job if o not in options]
     try:
         for o in OverridesParser.create().parse_overrides(values):
             OmegaConf.update(cfg, o.get_key_element(), o.value())
@@ -158,12 +152,12 @@ def split(overrides: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     return fixed, [[f"{o.get_key_element()}={v}" for v in o.sweep_string_iterator()] for o in swept]
 
 
-def grid_axes(grid: Any) -> list[list[str]]:
-    """The axes of an experiment's grid: each key with its value or list of values, as overrides."""
+def grid_axes(grid: Any, settled: set[str]) -> list[list[str]]:
+    """The axes of an experiment's grid: each key that is not settled with its value or list of values, as overrides."""
     if not isinstance(grid, dict):
         raise InputError(f"experiment.grids: each grid maps keys to values, this one is {grid!r}")
     axes = []
-    for key, value in grid.items():
+    for key, value in ((key, value) for key, value in grid.items() if key not in settled):
         values = value if isinstance(value, list) else [value]
         axes.append([f"{key}={quoted(v)}" for v in values])
     return axes
@@ -248,7 +242,7 @@ def unknown_key(key: str, overrides: Sequence[str]) -> str:
     if others:
         return f"{key}: {group}={cfg[group].name} has no {name}; those that have: {', '.join(others)}"
     near = difflib.get_close_matches(key, keys_of(cfg), n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else "`saebench config` prints them all"
+    hint = f"did you mean {near[0]}?" if near else "`saebench show` prints them all"
     return f"{key}: there is no such key; {hint}"
 
 

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "saebench"
 FLOORS = [
     {"checks"},
     {"sae_configs", "engine_configs"},
-    {"config"},
+    {"config", "catalogue"},
     {"progress", "pythondocs", "assets"},
     {"store", "kernels", "memory", "metrics", "schedules", "textfiles", "modelfiles", "devices"},
     {"parallel", "sparse", "finished", "runconfig", "verify"},
@@ -19,7 +19,7 @@ FLOORS = [
     {"runs", "lm", "tables", "tails", "levels"},
     {"saes", "splice", "figures", "laws", "claims", "seeds", "choose", "frontier", "shelf"},
     {"activations", "views", "member", "compose", "interop", "intervene", "difference", "removal", "watch"},
-    {"space", "caching", "train", "heldout", "prune", "checkpoint", "track", "room", "report"},
+    {"space", "caching", "train", "heldout", "prune", "checkpoint", "track", "room", "report", "origins", "completion"},
     {"recapture", "gangs"},
     {"evaluate", "stream"},
     {"pipeline"},

@@ -12,7 +12,12 @@ Schema = TypeVar("Schema")
 
 
 class InputError(ValueError):
-    """What a user typed or provided is wrong: one line naming key, value and remedy; the command ends with exit code 2."""
+    """What a user typed or provided is wrong: one line naming key, value and remedy; the command ends with exit code 2.
+
+    `allowed` are the values that would do, where they are few.
+    """
+
+    allowed: tuple[str, ...] = ()
 
 
 class WorkError(RuntimeError):
@@ -34,7 +39,9 @@ def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         near = difflib.get_close_matches(str(value), allowed, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise InputError(f"{key}={value}: {hint}choose one of {', '.join(allowed)}")
+        error = InputError(f"{key}={value}: {hint}choose one of {', '.join(allowed)}")
+        error.allowed = allowed
+        raise error
 
 
 def at_least(key: str, value: float | None, low: float) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from saebench.cli.complete import override_words
 from saebench.cli.ends import part, stopped
 
 
@@ -27,14 +28,18 @@ app = typer.Typer(
     cls=Commands,
     help="Train, prune, nest and measure sparse autoencoders of language models.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     result_callback=part,
 )
 
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE ...", help="Hydra overrides, such as sae=matryoshka sae.k=64")
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE ...",
+        help="Hydra overrides, such as sae=matryoshka sae.k=64",
+        autocompletion=override_words,
+    ),
 ]
 ConfigDir = Annotated[
     str | None, typer.Option("--config-dir", help="A folder with your own YAMLs, laid out like conf/")

@@ -8,13 +8,17 @@ from typing import Annotated
 import typer
 
 from saebench.cli.app import ConfigDir, Overrides, app
+from saebench.cli.complete import run_folders
 
 From = Annotated[str | None, typer.Option("--from", help="Its format, if it is not to be found out")]
 
 
 @app.command()
 def export(
-    run: Annotated[str, typer.Argument(help="The folder of a run, or any SAE that `saebench import` reads")],
+    run: Annotated[
+        str,
+        typer.Argument(help="The folder of a run, or any SAE that `saebench import` reads", autocompletion=run_folders),
+    ],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The new folder")],
     to: Annotated[str, typer.Option(help="The library: saelens, sparsify or dictionary_learning")],
     view: Annotated[str, typer.Option(help="full, prefix:M, prefix:M:J or budget:J")] = "full",
@@ -42,7 +46,7 @@ def import_(
 
 @app.command()
 def push(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished run")],
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run", autocompletion=run_folders)],
     repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The model repository of the hub, made if missing")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the card and the files, and send nothing")] = False,
     private: Annotated[bool, typer.Option("--private", help="Make a private repository")] = False,

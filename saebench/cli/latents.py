@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from saebench.cli.app import app
+from saebench.cli.complete import interpret_words, run_folders
 
 INTERPRET_KEYS = (
     "Finished runs, and overrides of conf/interpret.yaml such as interpret.tokens=1_000_000 judge.model=NAME"
@@ -21,7 +22,10 @@ def listed(text: str) -> list[str]:
 
 @app.command()
 def interpret(
-    given: Annotated[list[str], typer.Argument(metavar="RUN ... [KEY=VALUE] ...", help=INTERPRET_KEYS)],
+    given: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN ... [KEY=VALUE] ...", help=INTERPRET_KEYS, autocompletion=interpret_words),
+    ],
     views: Annotated[str, typer.Option(help="Comma-separated: full, prefix:M[:J], budget:J, pruned:RULE:M")] = "full",
     latents: Annotated[int, typer.Option(help="How many latents of each view are scored")] = 200,
     score: Annotated[
@@ -36,7 +40,9 @@ def interpret(
 
 
 @app.command()
-def browse(run: Annotated[Path, typer.Argument(help="The folder of an interpreted run")]) -> None:
+def browse(
+    run: Annotated[Path, typer.Argument(help="The folder of an interpreted run", autocompletion=run_folders)],
+) -> None:
     """Open pages of a run's latents in a browser: search, sort, contexts, scores; the last line printed is the page."""
     from saebench.interpret.pages import browse
 

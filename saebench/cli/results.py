@@ -9,6 +9,7 @@ import typer
 
 from saebench.checks import InputError
 from saebench.cli.app import ConfigDir, Outputs, Overrides, app
+from saebench.cli.complete import run_folders
 
 
 @app.command()
@@ -72,7 +73,7 @@ def laws(
 
 @app.command()
 def prune(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished run")],
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run", autocompletion=run_folders)],
     keep: Annotated[int, typer.Option(help="Latents to keep")],
     rule: Annotated[str, typer.Option(help="Which: the best by energy, frequency, ...; random; unsorted")] = "energy",
     into: Annotated[Path | None, typer.Option(help="The new folder; RUN/pruned/RULE-KEEP if left out")] = None,
@@ -87,7 +88,9 @@ def prune(
 
 @app.command()
 def calibrate(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished run, batchtopk or matryoshka")],
+    run: Annotated[
+        Path, typer.Argument(help="The folder of a finished run, batchtopk or matryoshka", autocompletion=run_folders)
+    ],
     l0: Annotated[float | None, typer.Option(help="The mean L0 to reach; its k if left out")] = None,
     tokens: Annotated[str, typer.Option(help="Measured on: train, or heldout")] = "train",
     into: Annotated[Path | None, typer.Option(help="The new folder; RUN/calibrated/TOKENS-L0 if left out")] = None,
@@ -100,7 +103,7 @@ def calibrate(
 
 @app.command()
 def choose(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished run")],
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run", autocompletion=run_folders)],
     fvu: Annotated[float | None, typer.Option(help="The most variance unexplained")] = None,
     fvu_std: Annotated[float | None, typer.Option(help="The same with dimensions scaled to unit variance")] = None,
     ce_increase: Annotated[float | None, typer.Option(help="The most nats over the clean model")] = None,

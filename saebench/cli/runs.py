@@ -9,6 +9,7 @@ import typer
 
 from saebench.checks import InputError
 from saebench.cli.app import ConfigDir, Outputs, Overrides, app
+from saebench.cli.complete import run_folders
 
 
 @app.command()
@@ -97,7 +98,10 @@ def evaluate(
     overrides: Overrides = None,
     config_dir: ConfigDir = None,
     sae: Annotated[
-        str | None, typer.Option(help="An SAE of any library in place of trained runs: folder or hub id")
+        str | None,
+        typer.Option(
+            help="An SAE of any library in place of trained runs: folder or hub id", autocompletion=run_folders
+        ),
     ] = None,
     source_format: Annotated[
         str | None, typer.Option("--from", help="Its format, if it is not to be found out")
@@ -137,14 +141,3 @@ def verify(
         raise InputError(
             f"outputs={outputs}: {len(found)} damaged files; `saebench verify --repair {outputs}` removes them"
         )
-
-
-@app.command()
-def config(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
-    """Print the configuration that the overrides make, and stop."""
-    from omegaconf import OmegaConf
-
-    from saebench.compose import load
-    from saebench.config import as_dict
-
-    print(OmegaConf.to_yaml(OmegaConf.create(as_dict(load(overrides or [], config_dir)))), end="")

@@ -10,6 +10,7 @@ import typer
 
 from saebench.checks import InputError
 from saebench.cli.app import Outputs, app
+from saebench.cli.complete import run_names
 
 Folder = Annotated[Path, typer.Option("--outputs", "-o", help="The outputs folder")]
 FILTERS = "Such as state=done variant=topk,batchtopk sae.k=32 run='topk-0*'; any config key, or its last part"
@@ -28,8 +29,13 @@ def list_(
 
 @app.command()
 def diff(
-    a: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its name or the beginning of it")],
-    b: Annotated[str, typer.Argument(metavar="RUN", help="Another")],
+    a: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="A run's folder, or its name or the beginning of it", autocompletion=run_names
+        ),
+    ],
+    b: Annotated[str, typer.Argument(metavar="RUN", help="Another", autocompletion=run_names)],
     every: Annotated[bool, typer.Option("--all", help="Every view that both have, not the full ones alone")] = False,
     outputs: Folder = Path("outputs"),
 ) -> None:
@@ -43,7 +49,8 @@ def diff(
 @app.command()
 def rm(
     chosen: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN | KEY=VALUE] ...", help="Runs, or filters")
+        list[str] | None,
+        typer.Argument(metavar="[RUN | KEY=VALUE] ...", help="Runs, or filters", autocompletion=run_names),
     ] = None,
     caches: Annotated[bool, typer.Option("--caches", help="Also caches that no run left refers to")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")] = False,

@@ -110,9 +110,10 @@ def keys_of(group: str, given: Sequence[str], own: str | None) -> dict[str, Key]
     keys: dict[str, Key] = {}
     for name in chosen(group, given) if group in SECTIONS else []:
         content = values(group, name, own) if name else {}
-        model = str(content["name"]) if group in VARIED else defaults()[group]  # the option whose keys this one has
-        schema, sound = VARIED.get(group, {}).get(str(model), SECTIONS[group]), values(group, model) if model else {}
-        files = [option(group, o, own).path for o in (defaults()[group], model, name) if o]
+        like = str(content.get("name")) if group in VARIED else defaults()[group]  # the option of conf/ with these keys
+        sound = values(group, like) if like else {}
+        schema = VARIED[group][str(like)] if group in VARIED else SECTIONS[group]
+        files = [option(group, o, own).path for o in (defaults()[group], like, name) if o]
         told = {key: line for file in dict.fromkeys(files) for key, line in comments(file).items()}
         keys |= {f"{group}.{field}": key for field, key in keys_in(schema, content, sound, told).items()}
     if group == "experiment":

@@ -89,8 +89,9 @@ def test_own_options_and_their_keys(tmp_path: Path) -> None:
     assert complete([], "sae=mi", str(tmp_path)) == [("sae=mine", "Mine.")]
     found = [value for value, _ in complete(["sae=mine"], "sae.l0", str(tmp_path))]
     assert found == ["sae.l0=", "sae.l0=0.7"]
-    (tmp_path / "sae" / "mine.yaml").write_text("k: [\n")
-    assert complete(["sae=mine"], "sae.", str(tmp_path)) == []
+    for wrong in ("k: [\n", "k: 5\n", "- 5\n", "name: nothing\n"):
+        (tmp_path / "sae" / "mine.yaml").write_text(wrong)
+        assert complete(["sae=mine"], "sae.", str(tmp_path)) == []
     assert complete([], "sae=mi", str(tmp_path / "nowhere")) == []
 
 
@@ -141,6 +142,15 @@ def test_zsh_protocol() -> None:
     )
     assert '"sae.d_sae=":"latents"' in asked("saebench train sae.d", "zsh")
     assert asked("saebench train data.path=corp", "zsh").strip() == "_files"
+
+
+def test_a_candidate_is_one_line_in_every_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Typer breaks what is said of a candidate at the terminal's width, and reads [ as markup."""
+    monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = asked("saebench sweep experiment=", "fish").splitlines()
+    assert [line.partition("\t")[0] for line in lines] == [f"experiment={o.name}" for o in options("experiment")]
+    assert "such as [module ..." in asked("saebench sweep engine=submitit engine.setup", "fish")
 
 
 def test_runs_are_put_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,10 @@ import os
 import pty
 import select
 import shutil
+import signal
+import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -172,38 +175,37 @@ def test_in_a_real_bash(tmp_path: Path) -> None:
     command.chmod(0o755)
     env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": os.pathsep.join(sys.path)}
     env |= {"PS1": "", "TERM": "dumb", "INPUTRC": "/dev/null", "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
-    script = CliRunner().invoke(app, ["--show-completion", "bash"], prog_name="saebench", env=env).stdout
-    (tmp_path / "script.sh").write_text(script)
-    keys = [
-        "saebench tr\t",
-        "sae=matr\t",
-        "sae.pre\t",
-        "fixes\t",
-        "\b" * 4,
-        "\t",
-        "model.si\t",
-        "resid_po\t",
-        "sae.dead\t",
-    ]
-    shown = typed_in_bash([f"source {tmp_path}/script.sh\n", *keys], env)
-    assert "saebench train sae=matryoshka sae.prefix" in shown
-    assert "model.site=resid_post sae.dead_tokens=" in shown
+    script = subprocess.run([command, "--show-completion", "bash"], env=env, capture_output=True, text=True, check=True)
+    (tmp_path / "script.sh").write_text(script.stdout)
+    dialogue = {  # what is typed, and what bash then makes of the line
+        f"source {tmp_path}/script.sh && echo ready:\n": "\nready:",
+        "saebench tr\t": "saebench train ",
+        "sae=matr\t": "sae=matryoshka ",
+        "sae.pre\t": "sae.prefix",
+        "es=nu\t": "es=null ",
+        "model.si\t": "model.site=",
+        "resid_po\t": "resid_post ",
+        "sae.dead\t": "sae.dead_tokens=",
+    }
+    assert "saebench train sae=matryoshka sae.prefixes=null model.site=resid_post sae.dead_tokens=" in said(
+        dialogue, env
+    )
 
 
-def typed_in_bash(keys: list[str], env: dict[str, str]) -> str:
-    """What an interactive bash shows while keys are typed, each after it was quiet for a while."""
+def said(dialogue: dict[str, str], env: dict[str, str]) -> str:
+    """What an interactive bash shows while keys are typed, each batch of them after the answer to the one before."""
     process, terminal = pty.fork()
     if process == 0:
         os.execvpe("bash", ["bash", "--norc", "--noprofile", "-i"], env)
-    shown = b""
-    for key in ["", *keys, "\x03", "exit\n"]:
-        os.write(terminal, key.encode())
-        end = time.monotonic() + 20
-        while time.monotonic() < end and select.select([terminal], [], [], 4.0)[0]:
-            try:
-                shown += os.read(terminal, 4096)
-            except OSError:  # the shell has ended
-                break
+    termios.tcsetwinsize(terminal, (24, 400))
+    shown = ""
+    for keys, answer in dialogue.items():
+        os.write(terminal, keys.encode())
+        before, end = len(shown), time.monotonic() + 60
+        while answer not in shown[before:] and time.monotonic() < end:
+            if select.select([terminal], [], [], 1.0)[0]:
+                shown += os.read(terminal, 4096).decode(errors="replace").replace("\r", "").replace("\a", "")
+    os.kill(process, signal.SIGKILL)
     os.close(terminal)
     os.waitpid(process, 0)
-    return shown.decode(errors="replace")
+    return shown

@@ -44,14 +44,19 @@ class Running:
     def __enter__(self) -> Self:
         self.open.enter_context(lock(self.path))
         self.open.callback(self.path.unlink, missing_ok=True)
-        for old in self.path.parent.glob("*.json"):
-            if old != self.path and not held(old):
-                old.unlink(missing_ok=True)
+        self.sweep()
         self.tell()
         return self
 
     def __exit__(self, *failure: object) -> None:
         self.open.close()
+
+    def sweep(self) -> None:
+        """Remove what killed processes left."""
+        for left in self.path.parent.glob("*.json*"):
+            record = left.with_name(left.name.partition(".json")[0] + ".json")  # it, its lock or a torn part of it
+            if record != self.path and not held(record):
+                left.unlink(missing_ok=True)
 
     def before(self, after_step: Callable[[], None]) -> Callable[[], None]:
         """Tell, if it is time, then do what else is to be done after a step."""

@@ -276,10 +276,14 @@ def test_a_terminal_shows_a_row_for_each_run(tmp_path: Path) -> None:
 
 def test_a_killed_process_is_told_of_no_more(tmp_path: Path) -> None:
     write_json(record(tmp_path / "running", {}) / "training-elsewhere-1.json", {"doing": "training", "began": 0.0})
+    for left in ("training-elsewhere-1.json.lock", "training-elsewhere-2.json.lock", "training-elsewhere-3.json.part"):
+        (tmp_path / "running" / left).touch()
     assert live(tmp_path) == []
-    with Running(tmp_path, "training", {"topk-1": Stepping(0, 10)}):
-        assert not (tmp_path / "running" / "training-elsewhere-1.json").exists()
+    with Running(tmp_path, "training", {"topk-1": Stepping(0, 10)}) as told:
         assert len(live(tmp_path)) == 1
+        left = {path.name for path in (tmp_path / "running").glob("*.json*")}
+        assert left == {told.path.name, f"{told.path.name}.lock"}
+    assert list((tmp_path / "running").glob("*.json*")) == []
 
 
 def test_a_disk_that_takes_no_more_ends_the_telling_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,7 +325,7 @@ def test_training_and_evaluation_tell_of_themselves(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(running, "EVERY", 0.0)
     (folder,) = run([small(tmp_path)])
     assert seen == [("training", 0), *(("training", s) for s in range(1, 25)), ("evaluating", 0)]
-    assert list((tmp_path / "running").iterdir()) == []
+    assert list((tmp_path / "running").glob("*.json*")) == []
     assert states(tmp_path) == {folder.name: "done"}
     assert doomed_caches(tmp_path) == []
     everything = doomed_caches(tmp_path, [folder])

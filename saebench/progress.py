@@ -51,10 +51,23 @@ class Progress:
         self.said = self.done
         elapsed = max(time.monotonic() - self.began, 1e-9)
         rate = (self.done - self.start) / elapsed
-        left = f", {(self.total - self.done) / rate:.0f} s left" if 0 < self.done < self.total and rate > 0 else ""
+        left = f", {duration((self.total - self.done) / rate)} left" if 0 < self.done < self.total and rate > 0 else ""
         note = f" ({self.note})" if self.note else ""
-        text = f"{self.title}: {self.done:,} of {self.total:,} {self.unit}, {rate:,.0f}/s, {elapsed:.0f} s{left}{note}"
+        text = (
+            f"{self.title}: {self.done:,} of {self.total:,} {self.unit}, {rate:,.0f}/s, {duration(elapsed)}{left}{note}"
+        )
         print(text, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words, to two units."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{seconds / 60:.1f} min"
+    hours = minutes // 60
+    return f"{hours} h {minutes % 60:02d} min" if hours < 72 else f"{hours // 24} d {hours % 24} h"
 
 
 def say(text: str) -> None:

@@ -17,7 +17,7 @@ from saebench.memory import keep_freed_memory
 from saebench.pipeline import check_outputs, heldout_key
 from saebench.plan.cost import Bench, Kind, ViewCost
 from saebench.plan.todo import Todo, in_blocks, outstanding
-from saebench.progress import Progress
+from saebench.progress import Progress, duration
 from saebench.recapture import ABLATIONS
 from saebench.room import Need, kind_of, peak
 from saebench.store import key_of
@@ -195,11 +195,3 @@ def table(lines: list[Line]) -> str:
     rows = [(line.stage, line.amount, "" if line.seconds is None else duration(line.seconds)) for line in lines]
     stage, amount = (max(len(row[i]) for row in rows) for i in (0, 1))
     return "\n".join(f"{s:{stage}}  {a:{amount}}  {t:>9}".rstrip() for s, a, t in rows)
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words, to two units."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{seconds / 60:.1f} min"

@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DOCS_READY := $(VENV)/.docs-ready
 RUN := $(BIN)/saebench
 CONSTRAINTS := .ci/constraints.txt
 PEERS := .peers
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long check format figures sweep bench peers tiny-gpt2 clean
+.PHONY: help setup demo test test-long check format figures sweep bench docs peers tiny-gpt2 clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -52,6 +53,13 @@ figures: $(READY)  ## tables and figures of every run in outputs/
 bench: $(READY)  ## step times against floors and, after make peers, against other libraries; what a gang costs and saves
 	$(BIN)/python -m tests.bench.step $(if $(wildcard $(PEERS)/bin/python),--peers $(PEERS)/bin/python) $(ARGS)
 	$(BIN)/python -m tests.bench.gang
+
+$(DOCS_READY): $(READY)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS) -e '.[docs]'
+	@touch $(DOCS_READY)
+
+docs: $(DOCS_READY)  ## the documentation into site/: open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build # the variable silences a notice on successors of mkdocs
 
 peers:  ## install SAELens, sparsify and dictionary_learning into .peers, for bench and test-long
 	$(PYTHON) -m venv $(PEERS)

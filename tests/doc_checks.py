@@ -33,7 +33,7 @@ def telling(asked: Asked) -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:
-        told = getattr(error, "message", "") or repr(error)  # of a Typer error, which may be of its own click
+        told = getattr(error, "format_message", error.__repr__)()  # Typer's, whichever click it has
         raise AssertionError(f"{asked}: {told}") from error
 
 

@@ -65,12 +65,14 @@ def prose(text: str) -> str:
     for paragraph in inspect.cleandoc(text).split("\n\n"):
         runs = itertools.groupby(paragraph.splitlines(), lambda line: line.startswith(" "))
         parts += [inspect.cleandoc("\n".join(lines)) if deep else "\n".join(lines) for deep, lines in runs]
-    return "\n\n".join(f"```text\n{part}\n```" if formula(part) else plain(part) for part in parts) + "\n"
+    return (
+        "\n\n".join(f"```{{ .text .formula }}\n{part}\n```" if formula(part) else plain(part) for part in parts) + "\n"
+    )
 
 
 def formula(part: str) -> bool:
-    """Whether a part of a docstring is to keep its lines: it begins with NAME = or NAME_i = ."""
-    return re.match(r"(\w+: )?[\w\[\]|^]+(\([\w, ]*\))? = ", part) is not None
+    """Whether a part of a docstring is to keep its lines: it begins with NAME = and is no text with code spans."""
+    return "`" not in part and re.match(r"(\w+: )?[\w\[\]|^]+(\([\w, ]*\))? = ", part) is not None
 
 
 def plain(paragraph: str) -> str:
@@ -199,7 +201,7 @@ def commands_page() -> str:
         usage = " ".join(command.collect_usage_pieces(context))
         parts += [
             f"## {name}\n",
-            f"```text\nsaebench {name} {usage}\n```\n",
+            f"```{{ .text .formula }}\nsaebench {name} {usage}\n```\n",
             plain(inspect.cleandoc(command.help)) + "\n",
         ]
         rows = [row(param, context) for param in command.params if param.name != "help"]

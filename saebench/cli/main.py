@@ -10,11 +10,11 @@ import typer
 from saebench import __version__
 from saebench.checks import InputError, RankLost, WorkError
 
-from saebench.cli import runs, configs, results, shelf, latents, interop  # isort: skip  # the order of `saebench --help`
+from saebench.cli import runs, configs, results, shelf, latents, probing, interop  # isort: skip  # the order of `saebench --help`
 from saebench.cli.app import app
 from saebench.cli.ends import check_ranks, end, stopped, told
 
-COMMANDS = (runs, configs, results, shelf, latents, interop)  # importing them adds their commands
+COMMANDS = (runs, configs, results, shelf, latents, probing, interop)  # importing them adds their commands
 
 
 @app.callback(invoke_without_command=True)

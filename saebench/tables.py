@@ -25,6 +25,9 @@ from saebench.finished import (
     thin,
 )
 from saebench.interpreted import by_view, write_interpretability
+from saebench.probed import SCORES as PROBED
+from saebench.probed import by_view as probed_by_view
+from saebench.probed import write_probing
 from saebench.runconfig import read_config
 from saebench.sae_configs import with_neutral
 from saebench.store import read_mapping, write_text
@@ -58,7 +61,8 @@ SCORES = {  # of interpretability, where `saebench interpret` made them: the mea
     "previous_token_purity": ("previous token purity", 3),
     "document_purity": ("document purity", 3),
     "consistency": ("consistency", 3),
-}
+} | PROBED
+SCORED = {"interpretability": by_view, "probing": probed_by_view}  # tables of scores, each with its scores by view
 COLUMNS = [*(n for n in CONFIGURATION if n != "target_l0"), *SEEDS, *VIEW, *(n for n in MEASURES if n != "ce_increase")]
 COLUMNS += ["ce_clean", "ce_sae"]  # of metrics.csv
 UNSHOWN = ("cka", "nmse", "rsa_pearson", "rsa_spearman")  # in result_table
@@ -99,8 +103,8 @@ def write_tables(outputs: Path) -> list[Path]:
     texts = {"metrics.csv": measured, "curves.csv": gather_lines(folders, "train.csv", thin)}
     texts |= {"l0.csv": gather_histograms(folders)}
     tables = {"runs.csv": runs, "latents.csv": read_latents(folders)}
-    interpreted = write_interpretability(outputs, folders)
-    rows = with_scores(with_configuration(metrics, runs), interpreted)
+    scored = [*write_interpretability(outputs, folders), *write_probing(outputs, folders)]
+    rows = with_scores(with_configuration(metrics, runs), scored)
     keys = list(runs.columns.drop(["run", *SEEDS]))
     views = summarise(rows, [*keys, *VIEW])
     summary = summarise(rows.loc[rows["view"] == "full"], [*keys, "mode", "tokens"])
@@ -111,7 +115,7 @@ def write_tables(outputs: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         write_text(folder / name, text)
-    return sorted([*(folder / name for name in texts), *interpreted])
+    return sorted([*(folder / name for name in texts), *scored])
 
 
 def read_table(outputs: Path, name: str) -> pd.DataFrame:
@@ -186,14 +190,14 @@ def with_configuration(metrics: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFram
     return rows[["run", *VIEW, *MEASURES]].merge(runs, on="run", validate="many_to_one")
 
 
-def with_scores(rows: pd.DataFrame, interpreted: list[Path]) -> pd.DataFrame:
-    """The rows with a column for each score of interpretability that any view has; `interpreted` are the tables of them."""
-    path = next((path for path in interpreted if path.stem == "interpretability"), None)
-    if path is None:
-        return rows
-    scores = by_view(parse(path.read_text(encoding="utf-8")))
+def with_scores(rows: pd.DataFrame, scored: list[Path]) -> pd.DataFrame:
+    """The rows with a column for each score of SCORES that any view has; `scored` are the tables of them."""
     keys = ["run", *(name for name in VIEW if name != "tokens")]
-    return rows.merge(scores[[*keys, *(name for name in SCORES if name in scores)]], on=keys, how="left")
+    for path in scored:
+        if path.stem in SCORED:
+            scores = SCORED[path.stem](parse(path.read_text(encoding="utf-8")))
+            rows = rows.merge(scores[[*keys, *(name for name in SCORES if name in scores)]], on=keys, how="left")
+    return rows
 
 
 def measures(table: pd.DataFrame) -> list[str]:

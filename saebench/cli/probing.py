@@ -12,6 +12,7 @@ from saebench.cli.latents import listed
 
 PROBE_KEYS = "Finished runs, and overrides of conf/probing.yaml such as probe.k=[1,5,20] probe.tokens=256"
 ABSORPTION_KEYS = "Finished runs, and overrides of conf/probing.yaml such as absorption.words=5000"
+SAE_BENCH_KEYS = "Finished runs, and settings of sae-bench such as absorption.max_k_value=5 core.context_size=256"
 Views = Annotated[str, typer.Option(help="Comma-separated: full, prefix:M[:J], budget:J, pruned:RULE:M")]
 
 
@@ -38,3 +39,20 @@ def absorption(
 
     runs = [Path(text) for text in given if "=" not in text]
     print(table_of(absorption(runs, listed(views), [text for text in given if "=" in text])))
+
+
+@app.command("saebench")
+def sae_bench(
+    given: Annotated[list[str], typer.Argument(metavar="RUN ... [EVAL.KEY=VALUE] ...", help=SAE_BENCH_KEYS)],
+    python: Annotated[Path, typer.Option(help="The Python interpreter of an environment with the sae-bench package")],
+    evals: Annotated[
+        str, typer.Option("--eval", help="Comma-separated: core, absorption, sparse_probing")
+    ] = "absorption",
+    view: Annotated[str, typer.Option(help="full, prefix:M, prefix:M:J or budget:J")] = "full",
+) -> None:
+    """Run the sae-bench package (SAEBench) on finished runs in an environment of its own; its scores join the tables."""
+    from saebench.probing.command import table_of
+    from saebench.probing.sae_bench import sae_bench
+
+    runs = [Path(text) for text in given if "=" not in text]
+    print(table_of(sae_bench(runs, listed(evals), python, view, [text for text in given if "=" in text])))

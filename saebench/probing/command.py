@@ -57,7 +57,7 @@ def table_of(rows: Sequence[dict[str, Any]]) -> str:
             "value": f"{row['value']:.3f}",
             "95% interval": "" if missing(row["low"]) else f"{row['low']:.3f} to {row['high']:.3f}",
             "chance": "" if missing(row["chance"]) else f"{row['chance']:.3f}",
-            "n": str(row["n"]),
+            "n": "" if missing(row["n"]) else f"{row['n']:.0f}",
         }
         for row in rows
         if row["class"] == "all"

@@ -19,6 +19,7 @@ EXTRAS = {
     "levels": "Latents by nested group",
     "interpretability": "Scores of latents",
     "agreement": "How scores agree",
+    "probing": "What latents know: labels, first letters",
 }
 MOST = 3000  # rows of a table
 

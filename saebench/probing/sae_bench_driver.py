@@ -1,0 +1,69 @@
+"""Runs the sae-bench package on one SAE in SAELens' format: python sae_bench_driver.py JOB.json, in an environment that has it.
+
+This file imports nothing of saebench, as that environment need not have it. It was written for sae-bench 0.6.0.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+BATCHES = {"n_eval_reconstruction_batches": 200, "n_eval_sparsity_variance_batches": 2000}  # SAEBench's own of core
+
+
+def main(path: Path) -> None:
+    """Run each evaluation of a job; their results are JSON files below its `output`, in a folder for each."""
+    job: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for name in job["evals"]:
+        sae = load(job)
+        print(f"sae-bench: {name}", file=sys.stderr, flush=True)
+        EVALS[name](job, [(job["name"], sae)], str(Path(job["output"]) / name), job["settings"].get(name, {}))
+
+
+def load(job: dict[str, Any]) -> Any:
+    """The SAE with decoder rows of norm 1, which sae-bench asks for, and the name under which TransformerLens loads the model."""
+    sae = import_module("sae_lens").SAE.load_from_disk(job["sae"], device=job["device"])
+    sae.cfg.metadata.model_name = job["model"]
+    try:
+        sae.fold_W_dec_norm()
+    except NotImplementedError:  # of TopK: selection would change if the norms differed
+        torch = import_module("torch")
+        with torch.no_grad():
+            norms = sae.W_dec.norm(dim=1)
+            if float((norms / norms.mean() - 1).abs().max()) > 1e-3:
+                sys.exit("sae-bench asks for decoder rows of norm 1, and those of this TopK SAE differ in norm")
+            sae.W_enc *= norms.mean()
+            sae.b_enc *= norms.mean()
+            sae.W_dec /= norms.mean()
+    return sae
+
+
+def core(job: dict[str, Any], saes: list[Any], output: str, settings: dict[str, Any]) -> None:
+    """CE, variance explained, sparsity."""
+    options = {**BATCHES, "dtype": job["dtype"], "device": job["device"], **settings}
+    import_module("sae_bench.evals.core.main").multiple_evals(saes, output_folder=output, force_rerun=True, **options)
+
+
+def absorption(job: dict[str, Any], saes: list[Any], output: str, settings: dict[str, Any]) -> None:
+    """Absorption of first letters."""
+    config = import_module("sae_bench.evals.absorption.eval_config").AbsorptionEvalConfig
+    run = import_module("sae_bench.evals.absorption.main").run_eval
+    options = {"model_name": job["model"], "llm_dtype": job["dtype"], "llm_batch_size": 32, **settings}
+    run(config(**options), saes, job["device"], output, force_rerun=True)
+
+
+def sparse_probing(job: dict[str, Any], saes: list[Any], output: str, settings: dict[str, Any]) -> None:
+    """k-sparse probing of eight data sets."""
+    config = import_module("sae_bench.evals.sparse_probing.eval_config").SparseProbingEvalConfig
+    run = import_module("sae_bench.evals.sparse_probing.main").run_eval
+    options = {"model_name": job["model"], "llm_dtype": job["dtype"], "llm_batch_size": 32, **settings}
+    run(config(**options), saes, job["device"], output, force_rerun=True, artifacts_path=f"{output}/artifacts")
+
+
+EVALS = {"core": core, "absorption": absorption, "sparse_probing": sparse_probing}
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve())

@@ -47,5 +47,5 @@ def made(file: Path) -> tuple[float, str]:
 def by_view(rows: pd.DataFrame) -> pd.DataFrame:
     """The scores over all classes of each view, a column each: the mean over tasks, equally weighted."""
     every = pd.DataFrame(rows.loc[rows["class"] == "all"])
-    means = every.groupby([*NAMED, "score"], dropna=False, sort=True)["value"].mean()
+    means = pd.Series(every.groupby([*NAMED, "score"], dropna=False, sort=True)["value"].mean())
     return pd.DataFrame(means.unstack("score")).reset_index().rename_axis(columns=None)

@@ -81,8 +81,12 @@ class Material:
 class Task(Protocol):
     """What is asked of latents."""
 
-    name: str  # of its rows, and of its folders' names
     cfg: Any  # all of which the scores depend on, with `batch`
+
+    @property
+    def name(self) -> str:
+        """Of its rows, and of its folders' names."""
+        ...
 
     def examples(self, tokenizer: Any) -> Examples:
         """What the model reads."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from saebench.checks import InputError
-from saebench.probing.sae_bench import EVALS, read_result, settings_of, version_of
+from saebench.probing.sae_bench import EVALS, found, read_result, settings_of, version_of
 
 RESULT = Path(__file__).parent / "fixtures" / "sae_bench_absorption.json"  # written by sae-bench 0.6.0's own classes
 
@@ -52,6 +52,6 @@ def test_settings_are_of_an_evaluation() -> None:
 
 def test_an_interpreter_without_the_package_is_told_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="pip install sae-bench"):
-        version_of(Path(sys.executable))
-    with pytest.raises(InputError, match="cannot be run"):
-        version_of(tmp_path / "python")
+        version_of(sys.executable)
+    with pytest.raises(InputError, match="no such program"):
+        found(tmp_path / "python")

@@ -2,12 +2,14 @@
 
 Its pins (numpy below 2, datasets below 4) are not ours, so it is run by the interpreter that is named, on the view exported to
 SAELens' format, and what it writes is read into rows named sae_bench_<its own name of the metric>. A stage of the run:
-RUN/probing/sae_bench_<eval>-<view>-<key> with summary.csv and sae-bench's own JSON.
+RUN/probing/sae_bench_<eval>-<view>-<key> with summary.csv and sae-bench's own result.json.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -43,12 +45,13 @@ def sae_bench(runs: Sequence[Path], evals: Sequence[str], python: Path, view: st
         one_of("--eval", name, EVALS)
     require(bool(evals), f"--eval: name at least one of {', '.join(EVALS)}")
     settings = settings_of(overrides)
-    version = version_of(python)
+    interpreter = found(python)
+    version = version_of(interpreter)
     rows = []
     for run in runs:
         opened = open_run(run)
         for name in evals:
-            rows += evaluate(opened, name, view, python, version, settings.get(name, {}))
+            rows += evaluate(opened, name, view, interpreter, version, settings.get(name, {}))
     return rows
 
 
@@ -66,19 +69,26 @@ def settings_of(overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def version_of(python: Path) -> str:
+def found(python: Path) -> str:
+    """The interpreter's path, wherever it is run from; not where a link leads, which would be out of its environment."""
+    path = shutil.which(python)
+    if path is None:
+        raise InputError(
+            f"--python={python}: no such program; name the Python interpreter of an environment with sae-bench"
+        )
+    return os.path.abspath(path)
+
+
+def version_of(python: str) -> str:
     """The version of sae-bench that an interpreter has. Raises InputError if it has none."""
     code = "from importlib.metadata import version; print(version('sae-bench'))"
-    try:
-        done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise InputError(f"--python={python}: cannot be run ({error.strerror}); name a Python interpreter") from error
+    done = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=False)
     remedy = "python -m venv ENV; ENV/bin/pip install sae-bench; --python ENV/bin/python"
     require(done.returncode == 0, f"--python={python}: without sae-bench; make an environment that has it: {remedy}")
     return done.stdout.strip()
 
 
-def evaluate(opened: Opened, name: str, text: str, python: Path, version: str, settings: dict[str, Any]) -> Rows:
+def evaluate(opened: Opened, name: str, text: str, python: str, version: str, settings: dict[str, Any]) -> Rows:
     """The rows of one evaluation, made if missing."""
     view, cfg = parse_view(text, opened.sae), opened.cfg
     require(cfg.model.site == "resid_post", f"model.site={cfg.model.site}: sae-bench reads resid_post alone")
@@ -87,25 +97,32 @@ def evaluate(opened: Opened, name: str, text: str, python: Path, version: str, s
     folder = opened.run / "probing" / f"sae_bench_{name}-{view.name()}-{key_of(inputs)}"
     named = describe_run(opened.run.resolve().name, cfg, opened.sae.d_in) | columns_of(view)
     job = {"evals": [name], "settings": {name: settings}, "name": opened.run.resolve().name, "dtype": "float32"}
-    job |= {"model": find_config(cfg.model)[0], "device": str(resolve_device(cfg.device))}
+    model = find_config(cfg.model)[0]  # a folder, or a hub id
+    job |= {
+        "model": str(Path(model).resolve()) if Path(model).is_dir() else model,
+        "device": str(resolve_device(cfg.device)),
+    }
     stage(folder, inputs, partial(make, run=opened.run, view=text, python=python, job=job, named=named))
     return rows_of(folder)
 
 
-def make(folder: Path, run: Path, view: str, python: Path, job: dict[str, Any], named: dict[str, Any]) -> None:
+def make(folder: Path, run: Path, view: str, python: str, job: dict[str, Any], named: dict[str, Any]) -> None:
     """Export, run, read."""
     export(run, folder / "sae", "saelens", view)
     output, path = folder / "results", folder / "job.json"
     write_json(path, job | {"sae": str((folder / "sae").resolve()), "output": str(output.resolve())})
     say(f"sae-bench {job['evals'][0]}: {run}")
-    done = subprocess.run([str(python), "-I", sae_bench_driver.__file__, str(path.resolve())], cwd=folder, check=False)
+    done = subprocess.run([python, "-I", sae_bench_driver.__file__, str(path.resolve())], cwd=folder, check=False)
     (name,) = job["evals"]
     files = sorted((output / name).glob("*eval_results.json"))
     if done.returncode or len(files) != 1:
         raise WorkError(
             f"sae-bench {name}: ended with exit code {done.returncode} and {len(files)} results; its output says why"
         )
-    write_csv(folder / "summary.csv", [named | row for row in read_result(files[0])])
+    os.replace(files[0], folder / "result.json")
+    for part in [part for part in folder.iterdir() if part.is_dir()]:  # the SAE, and activations of many GB
+        shutil.rmtree(part)
+    write_csv(folder / "summary.csv", [named | row for row in read_result(folder / "result.json")])
 
 
 def read_result(path: Path) -> Rows:

@@ -83,7 +83,7 @@ class FirstLetters:
         """The probes of the activations and the letters whose probe is good enough. Raises InputError if they are too few."""
         examples, cfg = material.examples, self.cfg
         truth, there = probe_activations(material.x, examples.y, examples.test, cfg.ridge)
-        letters = [i for i in there if truth.f1[i] >= cfg.min_f1]
+        letters = [i for i in there if truth.f1[i] >= cfg.min_f1 and truth.f1[i] > 0]
         told = ", ".join(f"{LETTERS[i]} {truth.f1[i]:.2f}" for i in there)
         if len(letters) < cfg.min_letters:
             raise InputError(

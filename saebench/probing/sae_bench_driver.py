@@ -17,10 +17,19 @@ BATCHES = {"n_eval_reconstruction_batches": 200, "n_eval_sparsity_variance_batch
 def main(path: Path) -> None:
     """Run each evaluation of a job; their results are JSON files below its `output`, in a folder for each."""
     job: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if Path(job["model"]).is_dir():
+        allow(job["model"])
     for name in job["evals"]:
         sae = load(job)
         print(f"sae-bench: {name}", file=sys.stderr, flush=True)
         EVALS[name](job, [(job["name"], sae)], str(Path(job["output"]) / name), job["settings"].get(name, {}))
+
+
+def allow(model: str) -> None:
+    """Let TransformerLens (3.9.0) load a model from its folder: it can, but looks for the path among its names first."""
+    loading = import_module("transformer_lens.loading_from_pretrained")
+    known = loading.get_official_model_name
+    loading.get_official_model_name = lambda name: name if name == model else known(name)
 
 
 def load(job: dict[str, Any]) -> Any:

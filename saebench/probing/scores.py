@@ -14,10 +14,7 @@ COLUMNS = ["task", "score", "class", "value", "low", "high", "chance", "n"]
 
 @dataclass(frozen=True)
 class Measured:
-    """One score of one view: the values of each class's test examples [n_c] by class, and what chance would give each class.
-
-    `statistic` of a class's values is its score (their mean, where none is given).
-    """
+    """One score of one view: the values of each class's test examples [n_c] by class, and what chance would give each class."""
 
     score: str
     values: Mapping[str, Tensor]

@@ -41,7 +41,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Matryoshka SAE of the embedded model."""
     cfg = run_config(
         "sae=matryoshka", "sae.d_sae=64", "sae.k=4", "data.n_tokens=10_000", "data.eval_tokens=1000", "evaluate.ce_tokens=0",
-        "evaluate.sizes=[0.5]", "evaluate.rules=[]", "evaluate.orders=[select_then_prune]", f"outputs={tmp_path_factory.mktemp('outputs')}",
+        "evaluate.sizes=[0.5]", "evaluate.rules=[]", "evaluate.orders=[select_then_prune]", "compile=off",
+        f"outputs={tmp_path_factory.mktemp('outputs')}",
     )  # fmt: skip
     return run([cfg])[0]
 

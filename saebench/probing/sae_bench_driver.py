@@ -27,7 +27,7 @@ def main(path: Path) -> None:
 
 def allow(model: str) -> None:
     """Let TransformerLens (3.9.0) load a model from its folder: it can, but looks for the path among its names first."""
-    loading = import_module("transformer_lens.loading_from_pretrained")
+    loading: Any = import_module("transformer_lens.loading_from_pretrained")
     known = loading.get_official_model_name
     loading.get_official_model_name = lambda name: name if name == model else known(name)
 

@@ -20,10 +20,11 @@ from typing import Any
 import yaml
 
 from saebench.checks import InputError, WorkError, one_of, require
+from saebench.devices import resolve_device
 from saebench.interop import export
 from saebench.interpret.command import columns_of
 from saebench.interpret.study import parse_view
-from saebench.lm import find_config, resolve_device
+from saebench.lm import find_config
 from saebench.probing import sae_bench_driver
 from saebench.probing.scores import COLUMNS
 from saebench.probing.study import Opened, Rows, open_run, rows_of

@@ -16,15 +16,17 @@ import torch
 
 from saebench.checks import require
 from saebench.config import RunConfig, from_dict
-from saebench.finished import parse, read_config
+from saebench.devices import resolve_device, resolve_dtype
+from saebench.finished import parse
 from saebench.interpret.command import columns_of
 from saebench.interpret.study import open_run as open_stream_too
 from saebench.interpret.study import parse_view
-from saebench.lm import LM, ModelInfo, describe, load_lm, load_tokenizer, resolve_device, resolve_dtype
+from saebench.lm import LM, ModelInfo, describe, load_lm, load_tokenizer
 from saebench.probing.activations import Ragged, open_activations
 from saebench.probing.pool import Applied, pooled
 from saebench.probing.prompts import Examples
 from saebench.progress import say
+from saebench.runconfig import read_config
 from saebench.runs import describe_run, read_latents, write_csv
 from saebench.saes import SAE
 from saebench.saes.files import load_sae

@@ -9,7 +9,12 @@ from typing import NoReturn
 
 from saebench.checks import require
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+REMEDIES = {
+    errno.ENOSPC: "make space",
+    errno.EDQUOT: "make space",
+    errno.EFBIG: "make space",
+    errno.EROFS: "choose another outputs folder",
+}
 LONGEST = 800  # letters of a message
 RANKS = os.environ.get("WORLD_SIZE", "1")
 TOGETHER = ("train", "sweep", "cache", "evaluate")  # what several ranks do together, started by torchrun
@@ -34,7 +39,7 @@ def part(result: object, version: bool) -> None:
 def told(error: OSError) -> str:
     """What an error of the operating system means to a user."""
     where = f"{error.filename}: " if error.filename else ""
-    remedy = "make space" if error.errno in FULL else "mend that (SAEBENCH_TRACEBACK=1 shows what wanted it)"
+    remedy = REMEDIES.get(error.errno or 0, "mend that (SAEBENCH_TRACEBACK=1 shows what wanted it)")
     return (
         f"{where}{error.strerror or error}; nothing finished is lost: {remedy}, and the same command goes on from here"
     )

@@ -20,6 +20,7 @@ def runnable(page: Path) -> bool:
     return any("" not in {of for _, of in block.needs} for block in blocks(page))
 
 
+TEXTS = [*PAGES, ROOT / "SECURITY.md", ROOT / "CHANGELOG.md", *(ROOT / "outputs" / "reference").glob("*/README.md")]
 with_commands = pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda page: page.stem)
 
 
@@ -142,3 +143,9 @@ def defined_columns() -> set[str]:
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").partition("## Columns of metrics.csv")[2]
     cells = re.findall(r"^\| ([^|]*`) \|", text, re.MULTILINE)
     return {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_nothing_is_taken_for_a_tag(page: Path) -> None:
+    text = re.sub(r"```.*?```|`[^`\n]*`|<!--.*?-->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert re.findall(r"<[A-Za-z_/][^>\n]*>", text) == []

@@ -45,18 +45,24 @@ def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def at_least(key: str, value: float | None, low: float) -> None:
-    """Raise InputError unless `value` is None or finite and at least `low`."""
-    require(value is None or low <= value < math.inf, f"{key}={value}: must be at least {low:g}{and_finite(value)}")
+    """Raise InputError unless `value` is None or finite and at least `low`; whole numbers fit into 64 bits."""
+    require(value is None or low <= value < most(value), f"{key}={value}: must be at least {low:g}{bounded(value)}")
 
 
 def positive(key: str, value: float | None) -> None:
-    """Raise InputError unless `value` is None or finite and above 0."""
-    require(value is None or 0 < value < math.inf, f"{key}={value}: must be positive{and_finite(value)}")
+    """Raise InputError unless `value` is None or finite and above 0; whole numbers fit into 64 bits."""
+    require(value is None or 0 < value < most(value), f"{key}={value}: must be positive{bounded(value)}")
 
 
-def and_finite(value: float | None) -> str:
-    """What to add where a value is infinite."""
-    return " and finite" if value == math.inf else ""
+def most(value: float) -> float:
+    """What a number must stay below."""
+    return 2**63 if type(value) is int else math.inf
+
+
+def bounded(value: float | None) -> str:
+    """What to add where a value is too large."""
+    too_large = value is not None and value >= most(value)
+    return (" and fit into 64 bits" if type(value) is int else " and finite") if too_large else ""
 
 
 def seed(key: str, value: int) -> None:

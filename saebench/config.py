@@ -118,6 +118,8 @@ class TrainConfig:
     lm_device: str | None = None  # where the language model runs, and SAEs are evaluated; None: device
 
     def __post_init__(self) -> None:
+        if self.lm_device is not None:
+            a_device("train.lm_device", self.lm_device)
         for key in ("batch_size", "log_every", "importance_tokens"):
             at_least(f"train.{key}", getattr(self, key), 1)
         at_least("train.n_tokens", self.n_tokens, self.batch_size)
@@ -232,8 +234,6 @@ class RunConfig:
         one_of("compile", self.compile, ("auto", "on", "off"))
         one_of("shard", self.shard, ("on", "off"))
         a_device("device", self.device)
-        if self.train.lm_device is not None:
-            a_device("train.lm_device", self.train.lm_device)
         at_least("checkpoint", self.checkpoint, 0)
         require(self.memory_gb is None or self.memory_gb > 0, f"memory_gb={self.memory_gb}: must be positive, or null")
         seed("seed", self.seed)

@@ -108,7 +108,7 @@ def test_runs_that_did_not_measure_seconds_have_no_cost(tmp_path: Path) -> None:
     unmeasured = [row.rpartition(",")[0] for row in rows]
     former = header.removesuffix(",seconds")
     for lines in ([header, *(f"{row}," for row in unmeasured)], [former, *unmeasured]):
-        train.write_text("\n".join(lines))
+        train.write_text("\n".join(lines) + "\n")
         write_tables(tmp_path)
         (group,) = read_groups(tmp_path)
         assert training_cost(group) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterable
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,8 @@ def read_lines(path: Path) -> tuple[str, list[str]]:
         raise InputError(f"{path}: not UTF-8 ({error.reason}); remove its folder and make the run again") from error
     require(bool(text.strip()), f"{path}: missing or empty; remove its folder and make the run again")
     header, *rows = text.splitlines()
-    cut = not text.endswith("\n") or any(row.count(",") < header.count(",") for row in rows)
+    commas = header.count(",")
+    cut = not text.endswith("\n") or min(map(str.count, rows, repeat(",")), default=commas) < commas
     require(not cut, f"{path}: cut off; remove its folder and make the run again")
     return header, rows
 

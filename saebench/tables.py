@@ -255,7 +255,8 @@ def display(table: pd.DataFrame, keys: list[str], measures: list[str], spread: b
     shown = {key.split(".")[-1]: table[key].map(cell) for key in keys} | {"n": table["runs"].map(str)}
     for name in measures:
         heading, most = (MEASURES | SCORES)[name]
-        means, sds = table[name], table[f"{name}_sd"] if spread else [np.nan] * len(table)
+        means = table[name].tolist()  # of Python's numbers, which are formatted faster
+        sds = table[f"{name}_sd"].tolist() if spread else [np.nan] * len(table)
         shown[heading] = pd.Series(
             [number(mean, sd, min(most, decimals)) for mean, sd in zip(means, sds, strict=True)], index=table.index
         )

@@ -95,7 +95,7 @@ def draw(rows: list[Row], path: Path) -> None:
         minutes = [row[1] / 60 for row in mine]
         for line, (place, label) in enumerate(((2, "memory (MB)"), (3, "open files"))):
             axes[line][column].plot(minutes, [row[place] for row in mine], color="#0072B2")
-            axes[line][column].set_ylim(bottom=0)
+            axes[line][column].set_ylim(0, 1.1 * max(row[place] for row in rows))
             axes[line][0].set_ylabel(label)
         axes[0][column].set_title(stage)
         axes[1][column].set_xlabel("minutes")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,12 @@ def finished_runs(outputs: Path) -> list[Path]:
 
 def parse(text: str) -> pd.DataFrame:
     """CSV text as a table; an empty cell is missing, and nothing else is. Raises ValueError for text among numbers."""
+    return parse_once(text).copy()
+
+
+@lru_cache(maxsize=2)  # as what was just written is read again
+def parse_once(text: str) -> pd.DataFrame:
+    """`parse`, whose result must not be changed."""
     names = text.partition("\n")[0].split(",")
     types = dict.fromkeys(TEXTS, str) | dict.fromkeys(INTEGERS, "Int64") | {name: str for name in names if "." in name}
     types |= dict.fromkeys(NUMBERS, float)

@@ -89,6 +89,7 @@ WITHOUT_EFFECT = {  # on any one row of metrics.csv
     *("experiment", *(f"experiment.{key}" for key in ("name", "grids", "claims", "lr_factors"))),
     *(f"evaluate.{key}" for key in ASKED),
 }
+MARKDOWN_ROWS = 2000  # more than anybody reads
 WIDTH = 120  # columns of result_table
 
 
@@ -285,8 +286,10 @@ def align(table: pd.DataFrame) -> str:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The table as Markdown, with every key column that holds anything."""
+    """The first MARKDOWN_ROWS of the table as Markdown, with every key column that holds anything."""
     keys = [key for key in table.columns[: table.columns.get_loc("runs")] if len(table[key].dropna())]
-    shown = display(table, keys, measures(table), True, 4)
+    shown = display(table.head(MARKDOWN_ROWS), keys, measures(table), True, 4)
+    left = len(table) - len(shown)
+    more = f"\n{left:,} more rows are in the CSV file beside this one.\n" if left else ""
     lines = [list(shown), ["---"] * shown.shape[1], *shown.to_numpy().tolist()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{CAPTION}\n"
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n{more}\n{CAPTION}\n"

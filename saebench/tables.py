@@ -20,6 +20,7 @@ from saebench.finished import (
     gather_lines,
     parse,
     parsed,
+    plain_csv,
     read_latents,
     require_columns,
     thin,
@@ -103,7 +104,8 @@ def write_tables(outputs: Path) -> list[Path]:
     runs = configurations(metrics, read_configs(folders))
     texts = {"metrics.csv": measured, "curves.csv": gather_lines(folders, "train.csv", thin)}
     texts |= {"l0.csv": gather_histograms(folders)}
-    tables = {"runs.csv": runs, "latents.csv": read_latents(folders)}
+    texts["latents.csv"] = plain_csv(read_latents(folders))
+    tables = {"runs.csv": runs}
     scored = [*write_interpretability(outputs, folders), *write_probing(outputs, folders)]
     rows = with_scores(with_configuration(metrics, runs), scored)
     keys = list(runs.columns.drop(["run", *SEEDS]))

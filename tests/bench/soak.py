@@ -90,12 +90,13 @@ def draw(rows: list[Row], path: Path) -> None:
     stages = list(dict.fromkeys(row[0] for row in rows))
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.subplots(2, len(stages), sharex="col", sharey="row", squeeze=False)
+    highest = {2: max(row[2] for row in rows), 3: max(row[3] for row in rows)}
     for column, stage in enumerate(stages):
         mine = [row for row in rows if row[0] == stage]
         minutes = [row[1] / 60 for row in mine]
         for line, (place, label) in enumerate(((2, "memory (MB)"), (3, "open files"))):
             axes[line][column].plot(minutes, [row[place] for row in mine], color="#0072B2")
-            axes[line][column].set_ylim(0, 1.1 * max(row[place] for row in rows))
+            axes[line][column].set_ylim(0, 1.1 * highest[place])
             axes[line][0].set_ylabel(label)
         axes[0][column].set_title(stage)
         axes[1][column].set_xlabel("minutes")

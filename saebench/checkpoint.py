@@ -124,7 +124,7 @@ class Saver:
             if self.world.leads:
                 save_checkpoint(member, folder)
             else:
-                deque(member.optimizer.moments(), maxlen=0)  # this rank's share of what rank 0 saves
+                deque(member.shared(), maxlen=0)  # this rank's share of what rank 0 saves
         return time.monotonic() - began
 
     @contextmanager

@@ -233,6 +233,8 @@ class RunConfig:
         one_of("cache", self.cache, ("disk", "stream"))
         one_of("compile", self.compile, ("auto", "on", "off"))
         one_of("shard", self.shard, ("on", "off"))
+        both = self.shard == "on" and self.compile == "on"
+        require(not both, "compile=on: shard=on gathers the weights of a loss that is not compiled; use auto")
         a_device("device", self.device)
         at_least("checkpoint", self.checkpoint, 0)
         require(self.memory_gb is None or self.memory_gb > 0, f"memory_gb={self.memory_gb}: must be positive, or null")

@@ -7,6 +7,7 @@ SAEs from ours and from each other in tables. Training keys in it are those of c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -132,5 +133,7 @@ def measure_latents(folder: Path, found: Found, cfg: RunConfig, stream: Stream) 
         if (folder / "latents.csv").is_file():
             return
         sae = found.sae.to(stream.device)
-        rows = importance([sae], open_batches(cfg, stream), cfg.train.importance_tokens, stream.device)[0]
+        rows = importance(
+            [lambda: nullcontext(sae)], open_batches(cfg, stream), cfg.train.importance_tokens, stream.device
+        )[0]
         write_csv(folder / "latents.csv", rows)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from saebench.checks import require
 from saebench.config import RunConfig
 from saebench.memory import Late, Stopwatch, is_out_of_memory
 from saebench.optim import Adam, remove_parallel
@@ -18,9 +18,9 @@ from saebench.parallel import SOLO, World
 from saebench.progress import say
 from saebench.saes import SAE, Stats, Step, build
 from saebench.schedules import lr_factor, sparsity_factor
+from saebench.sharded import TWINS, Sharded
 
 DEAD_EVERY = 16  # steps between looks at which latents are dead
-TWINS = ("W_enc", "W_dec")  # parameters with a bfloat16 copy in mixed precision
 BY_LATENT = ("W_enc", "b_enc", "W_dec")  # parameters whose rows (slot.rows) belong to latents
 
 
@@ -44,20 +44,17 @@ class Member:
 
     def __init__(self, cfg: RunConfig, stats: Stats, device: torch.device, world: World = SOLO) -> None:
         self.cfg, self.device, self.world = cfg, device, world
-        self.sae: SAE = build(cfg.sae, stats, cfg.seed).to(device)
+        self.sae: SAE = build(cfg.sae, stats, cfg.seed)
         self.sae.world = world
-        self.lr = cfg.train.learning_rate(cfg.sae.d_sae)
-        sharing = world if cfg.shard == "on" else SOLO
-        even = cfg.sae.d_sae % sharing.size == 0
-        message = (
-            f"sae.d_sae={cfg.sae.d_sae}: {world.size} ranks cannot share it evenly; choose a multiple, or shard=off"
-        )
-        require(even, message)
-        self.optimizer = Adam(self.sae, cfg.train, self.sae.lr_factors(), world=sharing)
         self.mixed = cfg.train.resolve_precision(device.type) == "bfloat16"
-        if self.mixed:
+        self.sharded = Sharded(self.sae, device, self.mixed) if cfg.shard == "on" and world.size > 1 else None
+        self.sae.to(device)
+        named = dict(self.sae.named_parameters()) if self.sharded is None else self.sharded.shared()
+        self.optimizer = Adam(named, cfg.train, self.sae.lr_factors())
+        if self.mixed and self.sharded is None:
             self.sae.copies = {name: getattr(self.sae, name).detach().bfloat16() for name in TWINS}
             self.optimizer.copies = self.sae.copies
+        self.lr = cfg.train.learning_rate(cfg.sae.d_sae)
         self.steps = max(1, cfg.train_tokens // cfg.train.batch_size)
         self.done = 0
         self.since_fired = torch.zeros(cfg.sae.d_sae, dtype=torch.int64, device=device)  # tokens
@@ -65,7 +62,7 @@ class Member:
         self.silent: Late | None = None  # [d_sae] (bool), the latents found dead after the last step
         self.log: list[dict[str, Any]] = []
         self.pending: Pending | None = None
-        self.loss = compiled(self.sae, cfg.compile, device)
+        self.loss = compiled(self.sae, cfg.compile, device)  # of a member that ranks do not share out
         self.clock, self.watch = time.monotonic(), Stopwatch(device)
         self.failure: str | None = None
 
@@ -90,10 +87,7 @@ class Member:
         """The step itself: loss, gradients, update, which latents fired, log."""
         seen = self.sae.normalise(x).x
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
-            step = self.loss(seen, sparsity_factor(self.cfg.sparsity, self.done, self.steps))
-            step.loss.backward()
-            if self.dead is not None and self.cfg.sae.aux_weight > 0:
-                step = step._replace(loss=step.loss + self.sae.aux_backward(seen, step.x_hat, self.dead))
+            step = self.gradients(seen, sparsity_factor(self.cfg.sparsity, self.done, self.steps))
         self.update()
         fired = self.world.any(step.fired)
         self.since_fired = torch.where(fired, 0, self.since_fired + len(x) * self.world.size)
@@ -106,15 +100,31 @@ class Member:
         if self.done % self.cfg.train.log_every == 0 or self.done == self.steps:
             self.record(seen, step)
 
+    def gradients(self, x: Tensor, factor: float) -> Step:
+        """The loss on normalised x [n, d_in], AuxK's among it, with all gradients in `.grad`."""
+        if self.sharded is not None:
+            return self.sharded.step(x, factor, self.dead)
+        step = self.loss(x, factor)
+        step.loss.backward()
+        if self.dead is None or self.cfg.sae.aux_weight == 0:
+            return step
+        return step._replace(loss=step.loss + self.sae.aux_backward(x, step.x_hat, self.dead))
+
     def update(self) -> None:
         """Clipping, and Adam at the scheduled rate; the decoder's rows keep unit norm."""
-        self.world.average([p.grad for p in self.sae.parameters() if p.grad is not None])
+        slots = self.optimizer.slots
+        parameters = [slot.parameter for slot in slots.values()]
+        if self.sharded is None:
+            self.world.average([p.grad for p in parameters if p.grad is not None])
         if self.cfg.train.clip > 0:
-            assert self.sae.W_dec.grad is not None
-            remove_parallel(self.sae.W_dec.grad, self.sae.W_dec)  # what the step ignores must not count
-            torch.nn.utils.clip_grad_norm_(self.sae.parameters(), self.cfg.train.clip)
+            decoder = slots["W_dec"]
+            assert decoder.parameter.grad is not None
+            # what the step ignores must not count
+            remove_parallel(decoder.rows(decoder.parameter.grad), decoder.rows(decoder.parameter))
+            torch.nn.utils.clip_grad_norm_(parameters, self.cfg.train.clip)
         self.optimizer.step(self.lr * lr_factor(self.cfg.train, self.done, self.steps))
-        self.sae.zero_grad(set_to_none=True)
+        for p in parameters:
+            p.grad = None
 
     @torch.no_grad()
     def reorder(self, order: Tensor) -> None:
@@ -124,12 +134,10 @@ class Member:
             places = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
             self.dead = places[self.dead].sort().values
         for name in BY_LATENT:
-            slot = self.optimizer.slots[name]
-            weights = [slot.parameter.data, *([self.sae.copies[name]] if name in self.sae.copies else [])]
-            for rows in map(slot.rows, weights):
-                rows.copy_(rows[order])
-            for moment in (slot.mean, slot.square):
-                moment.copy_(slot.own(slot.whole(moment)[order]))
+            slot, copies = self.optimizer.slots[name], self.optimizer.copies
+            twin = [slot.rows(copies[name])] if name in copies else []
+            for rows in (slot.rows(slot.parameter), slot.mean, slot.square, *twin):
+                rows.copy_(slot.own(slot.whole(rows)[order]))
 
     @torch.no_grad()
     def record(self, x: Tensor, step: Step) -> None:
@@ -171,17 +179,34 @@ class Member:
         self.sae.to("meta")
         self.sae.copies.clear()
         self.optimizer.slots.clear()
+        self.sharded = None
         self.pending = self.silent = self.dead = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    @contextmanager
+    def opened(self) -> Iterator[SAE]:
+        """The SAE with all its weights, for use without gradients; where ranks share them out, each must ask."""
+        if self.sharded is None:
+            yield self.sae
+            return
+        with self.sharded.opened() as sae:
+            yield sae
+
+    def shared(self) -> Iterator[tuple[str, Tensor]]:
+        """What ranks may share out, by its name in `state`, whole and one at a time; each rank must go through it."""
+        if self.sharded is not None:
+            for name, weights in self.sharded.items():
+                yield f"sae.{name}", weights
+        yield from self.optimizer.moments()
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that the following steps depend on, and the log: tensors by name, and what JSON can hold. Settle first.
 
-        Every rank must ask, if only for `optimizer.moments`.
+        Every rank must ask, if only for what is `shared`.
         """
         tensors = {f"sae.{name}": t for name, t in self.sae.state_dict().items()} | {"since_fired": self.since_fired}
-        tensors |= {name: moment.cpu() for name, moment in self.optimizer.moments()}
+        tensors |= {name: t.cpu() for name, t in self.shared()}
         if self.dead is not None:
             tensors["dead"] = self.dead
         if self.sae.generator is not None:
@@ -197,7 +222,10 @@ class Member:
     def restore(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
         """Go on from a `state`."""
         parts = {name.partition(".")[2]: t for name, t in tensors.items() if name.startswith("sae.")}
-        self.sae.load_state_dict(parts)
+        if self.sharded is not None:
+            self.sharded.load(parts)
+            parts = {name: t for name, t in parts.items() if name not in self.optimizer.slots}
+        self.sae.load_state_dict(parts, strict=self.sharded is None)
         for name, slot in self.optimizer.slots.items():
             slot.mean.copy_(slot.own(tensors[f"mean.{name}"]))
             slot.square.copy_(slot.own(tensors[f"square.{name}"]))

@@ -6,7 +6,7 @@ import ctypes
 import os
 import platform
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -31,21 +31,18 @@ def keep_freed_memory() -> bool:
     return all(libc.mallopt(option, value) == 1 for option, value in settings)
 
 
-def check_memory(configs: Sequence[RunConfig], d_in: int, device: torch.device) -> None:
-    """Raise InputError if SAEs that are trained together need more than all the memory of a device.
+def check_memory(cfg: RunConfig, d_in: int, device: torch.device, ranks: int = 1) -> None:
+    """Raise InputError if training an SAE needs more than all the memory of a device.
 
-    Counted in bytes: float32 weights and two moments, their bfloat16 twins, and the gradients of one SAE at a time.
+    Counted in bytes: float32 weights and two moments, their bfloat16 twins, and gradients. Ranks that share it out (shard=on)
+    hold a part of the first two, and have the weights in the precision of products, and the gradients, for a step.
     """
-    largest = max(configs, key=lambda cfg: cfg.sae.d_sae)
-    twins = [2 * (cfg.train.resolve_precision(device.type) == "bfloat16") for cfg in configs]
-    need = sum(2 * d_in * cfg.sae.d_sae * (12 + more) for cfg, more in zip(configs, twins, strict=True))
-    need += 2 * d_in * largest.sae.d_sae * 4
-    there = memory_of(device)
-    many = f" and {len(configs) - 1} more" if len(configs) > 1 else ""
-    remedy = "train fewer at once (engine.parts, or parts of the grid) or lower it" if many else "lower it"
-    text = (
-        f"sae.d_sae={largest.sae.d_sae}{many}: training needs {need / 1e9:,.1f} GB and {device} has {there / 1e9:,.1f}"
-    )
+    mixed = cfg.train.resolve_precision(device.type) == "bfloat16"
+    shared = cfg.shard == "on" and ranks > 1
+    each = 12 / ranks + (4 if mixed else 8) if shared else 16 + 2 * mixed  # bytes a weight
+    need, there = 2 * d_in * cfg.sae.d_sae * each, memory_of(device)
+    remedy = "lower it" if shared else "lower it, or share it out over GPUs: torchrun with shard=on"
+    text = f"sae.d_sae={cfg.sae.d_sae}: training needs {need / 1e9:,.1f} GB and {device} has {there / 1e9:,.1f}"
     require(need <= there, f"{text}; {remedy}")
 
 

@@ -3,14 +3,12 @@
 The gradient's part along a decoder row is removed before the step and the row's norm restored after it, in one pass over
 blocks of rows (on a GPU one kernel). Every matrix is seen latent by latent, [d_sae, d_in], whatever the parameter's shape.
 
-Ranks can share the moments out (as ZeRO's first stage, Rajbhandari et al. 2020): each keeps those of its latents alone, steps
-these latents' weights, and sends them to the others. torch's fully_shard does not take this module: it refuses a parameter
-stored by column, and its hooks do not see a loss outside of `forward`.
+Parameters that ranks share out (sharded.py) are stepped, each rank its rows, with moments of these rows alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +17,7 @@ from torch.optim.adam import adam
 
 from saebench import kernels
 from saebench.config import TrainConfig
-from saebench.parallel import SOLO, World
+from saebench.parallel import local, own, whole
 
 EPS = 1e-8
 BLOCK = 512  # rows in a pass on a CPU, so that parameter, gradient and moments stay in cache
@@ -29,56 +27,46 @@ BLOCK = 512  # rows in a pass on a CPU, so that parameter, gradient and moments 
 class Slot:
     """A parameter with its moments; `unit` says that its rows keep unit norm, `factor` multiplies the learning rate.
 
-    `world` are the ranks that share out the moments; parameters whose rows they cannot share evenly stay whole.
+    Of a parameter that ranks share out all of this is about the rows held here.
     """
 
     parameter: nn.Parameter
     factor: float
     unit: bool
-    world: World
 
     def __post_init__(self) -> None:
-        p = self.parameter
-        self.by_column = p.dim() == 2 and not p.is_contiguous()  # W_enc is stored so
-        rows = self.rows(p.data)
-        assert rows.data_ptr() == p.data_ptr(), "the rows of a parameter must be seen, not copied"
-        if len(rows) % self.world.size > 0:
-            self.world = SOLO
-        self.mean, self.square = torch.zeros_like(self.own(rows)), torch.zeros_like(self.own(rows))
+        held = local(self.parameter)
+        self.by_column = held.dim() == 2 and not held.is_contiguous()  # W_enc is stored so
+        rows = self.rows(self.parameter)
+        assert rows.data_ptr() == held.data_ptr(), "the rows of a parameter must be seen, not copied"
+        self.mean, self.square = torch.zeros_like(rows), torch.zeros_like(rows)
 
     def rows(self, t: Tensor) -> Tensor:
-        """A tensor of the parameter's shape, latent by latent and contiguous."""
-        return (t.T if self.by_column else t).contiguous()
+        """What is held here of a tensor of the parameter's shape, latent by latent and contiguous."""
+        held = local(t)
+        return (held.T if self.by_column else held).contiguous()
 
     def own(self, rows: Tensor) -> Tensor:
-        """Of a tensor latent by latent the rows whose moments are kept here."""
-        return self.world.share(rows)
+        """Of a tensor latent by latent the rows held here."""
+        return own(rows, self.parameter)
 
-    def whole(self, moment: Tensor) -> Tensor:
-        """`mean` or `square` of all ranks; each must ask."""
-        if self.world.size == 1:
-            return moment
-        rows = moment.new_empty(len(moment) * self.world.size, *moment.shape[1:])
-        self.own(rows).copy_(moment)
-        self.world.complete(rows)
-        return rows
+    def whole(self, rows: Tensor) -> Tensor:
+        """The rows of all ranks, given those held here; each rank must ask."""
+        return whole(rows, self.parameter)
 
 
 class Adam:
-    """Adam (Kingma and Ba 2015, with their bias correction; eps 1e-8) for the parameters of an SAE.
+    """Adam (Kingma and Ba 2015, with their bias correction; eps 1e-8) for named parameters of an SAE.
 
     A parameter named in `factors` learns at that multiple of the learning rate; those named in `unit` [d_sae, d_in] keep
-    rows of unit norm. `copies` are bfloat16 twins of parameters, by name, brought up to date by each step. The ranks of `world`
-    share out the moments.
+    rows of unit norm. `copies` are bfloat16 twins of parameters, by name, brought up to date by each step.
     """
 
     def __init__(
-        self, module: nn.Module, cfg: TrainConfig, factors: dict[str, float], unit: Sequence[str] = ("W_dec",),
-        world: World = SOLO,
+        self, named: Mapping[str, nn.Parameter], cfg: TrainConfig, factors: dict[str, float], unit: Sequence[str] = ("W_dec",)
     ) -> None:  # fmt: skip
         self.betas, self.steps = (cfg.beta1, cfg.beta2), 0
-        named = module.named_parameters()
-        self.slots = {name: Slot(p, factors.get(name, 1.0), name in unit, world) for name, p in named}
+        self.slots = {name: Slot(p, factors.get(name, 1.0), name in unit) for name, p in named.items()}
         self.copies: dict[str, Tensor] = {}
 
     @torch.no_grad()
@@ -90,19 +78,10 @@ class Adam:
                 continue
             copy = self.copies.get(name)
             seen = None if copy is None else slot.rows(copy)
-            self.update(slot, slot.rows(slot.parameter.grad), lr * slot.factor, seen)
-
-    def update(self, slot: Slot, grad: Tensor, lr: float, copy: Tensor | None) -> None:
-        """Step one parameter, given its gradient and its copy latent by latent."""
-        whole = slot.rows(slot.parameter.data)
-        self.advance(slot, slot.own(whole), slot.own(grad), lr, None if copy is None else slot.own(copy))
-        if slot.world.size > 1:
-            slot.world.complete(whole)
-            if copy is not None:
-                copy.copy_(whole)
+            self.advance(slot, slot.rows(slot.parameter), slot.rows(slot.parameter.grad), lr * slot.factor, seen)
 
     def advance(self, slot: Slot, p: Tensor, grad: Tensor, lr: float, copy: Tensor | None) -> None:
-        """Step the rows of a parameter whose moments are here."""
+        """Step the rows p of one parameter, given their gradient and their copy, all latent by latent."""
         if p.dim() == 2 and p.dtype == torch.float32 and kernels.usable(p):
             from saebench.kernels.rows import adam_rows_
 

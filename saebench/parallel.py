@@ -1,9 +1,8 @@
 """Data-parallel ranks under torchrun: what they agree on and what they add up. Alone, nothing here does anything.
 
-Every rank holds the whole SAE, with shard=on its share of the optimiser's state, else all of it, and trains on its own part of
-each batch: gradients are averaged and whatever a batch decides (its selection, dead latents, steering, the log) is taken over
-all ranks, so that the steps are those of one process up to the rounding of sums. Files are written by rank 0, or each by one
-rank.
+Every rank holds the whole SAE, or with shard=on its latents alone (sharded.py), and trains on its own part of each batch:
+gradients are averaged and whatever a batch decides (its selection, dead latents, steering, the log) is taken over all ranks, so
+that the steps are those of one process up to the rounding of sums. Files are written by rank 0, or each by one rank.
 
 Tensors on a GPU go by NCCL, those on the host by gloo, which also notices a rank that is gone. Decisions and waiting have a
 group of their own that waits for hours, as one rank may tokenise or write while the others wait.
@@ -77,19 +76,6 @@ class World:
                 work.wait()
         for g in seen:
             g.div_(self.size)
-
-    def share(self, rows: Tensor) -> Tensor:
-        """This rank's consecutive rows, where each of the ranks keeps as many of a tensor's: [len(rows) / size, ...]."""
-        return rows.chunk(self.size)[self.rank]
-
-    def complete(self, rows: Tensor) -> None:
-        """Fill a contiguous tensor, of which every rank has its `share`, with those of all ranks."""
-        if self.size == 1:
-            return
-        with peers():
-            for work in [dist.broadcast(part, i, async_op=True) for i, part in enumerate(rows.chunk(self.size))]:
-                assert work is not None
-                work.wait()
 
     def part(self, batch_size: int) -> int:
         """This rank's rows in a batch. Raises InputError unless they are as many on every rank."""
@@ -195,3 +181,30 @@ def reduced(t: Tensor, how: Any) -> Tensor:
     with peers():
         dist.all_reduce(whole, how)
     return whole
+
+
+def local(t: Tensor) -> Tensor:
+    """What this rank holds of a tensor that fully_shard shares out, in the same memory; any other as it is. No gradient."""
+    held: Any = t.detach()
+    return held.to_local() if hasattr(held, "to_local") else held
+
+
+def own(rows: Tensor, like: Any) -> Tensor:
+    """Of the rows of all ranks those that this rank holds where `like` is shared out by rows; all of them where it is not."""
+    if not hasattr(like, "to_local"):
+        return rows
+    mesh = like.device_mesh
+    parts = rows.chunk(mesh.size())  # as fully_shard cuts them: the last ones may be shorter, or none
+    return parts[mesh.get_local_rank()] if mesh.get_local_rank() < len(parts) else rows[:0]
+
+
+def whole(rows: Tensor, like: Any) -> Tensor:
+    """The rows of all ranks, given those that this rank holds, where `like` is shared out by rows; each rank must ask."""
+    if not hasattr(like, "to_local"):
+        return rows
+    from torch.distributed.tensor import DTensor
+
+    shape, stride = like.shape, like.stride()
+    with peers():
+        found = DTensor.from_local(rows, like.device_mesh, like.placements, run_check=False, shape=shape, stride=stride)
+        return found.full_tensor()

@@ -25,6 +25,7 @@ from saebench.room import waves
 from saebench.running import Running
 from saebench.runs import METRICS, describe_run, environment, read_latents, write_csv
 from saebench.sae_configs import keyed
+from saebench.saes import SAE
 from saebench.saes.files import load_sae, save_sae
 from saebench.similarity import save_gram
 from saebench.store import (
@@ -136,19 +137,20 @@ def train_wave(todo: dict[Path, RunConfig], stream: Stream, keep: Callable[[Memb
     for dropped in finished.keys() - whole.keys() if world.leads else ():
         shutil.rmtree(partial_of(dropped))
     tokens = first.train.importance_tokens
-    columns = importance([m.sae for m in whole.values()], batches, tokens, stream.device) if whole else []
+    columns = importance([m.opened for m in whole.values()], batches, tokens, stream.device) if whole else []
     for (folder, member), latents in zip(whole.items(), columns, strict=True):
-        if world.leads:
-            save_run(folder, member, latents, stream)
+        with member.opened() as sae:
+            if world.leads:
+                save_run(folder, member, sae, latents, stream)
     world.wait()
 
 
-def save_run(folder: Path, member: Member, latents: list[dict[str, Any]], stream: Stream) -> None:
-    """Write a trained member, and what is known of its latents, as a finished run."""
+def save_run(folder: Path, member: Member, sae: SAE, latents: list[dict[str, Any]], stream: Stream) -> None:
+    """Write a trained member, its SAE with all weights, and what is known of its latents, as a finished run."""
     cfg, inputs = member.cfg, run_inputs(member.cfg, stream)
     unfinished = open_partial(folder, inputs)
     clear(unfinished)
-    save_sae(member.sae, unfinished)
+    save_sae(sae, unfinished)
     write_csv(unfinished / "train.csv", member.log)
     write_csv(unfinished / "latents.csv", latents)
     from omegaconf import OmegaConf

@@ -2,7 +2,8 @@
 
 A gang's peak is what all its members hold (parameters, moments, copies, counts) and what the greediest of them needs during a
 step (gradients, pre-activations, selection), as members take their steps in turn. What a member holds is counted; what its
-step needs is measured by two steps, with DEAD of its latents dead so that AuxK has its part.
+step needs is measured by two steps, with DEAD of its latents dead so that AuxK has its part. Ranks that share members out
+(shard=on) try them together, as they train them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 from saebench.checks import InputError
 from saebench.config import RunConfig, as_dict
 from saebench.member import TWINS, Member
-from saebench.parallel import World
+from saebench.parallel import SOLO, World, local
 from saebench.progress import say
 from saebench.saes import Stats
 from saebench.store import key_of
@@ -41,21 +42,34 @@ def kind_of(cfg: RunConfig) -> str:
     config = as_dict(cfg)
     other = ("lr", "lr_scale", "order_seed", "importance_tokens", "n_tokens", "log_every", "lm_device")
     train = {name: value for name, value in config["train"].items() if name not in other}
-    return key_of({"sae": config["sae"], "sparsity": config["sparsity"], "train": train, "compile": cfg.compile})
+    return key_of(
+        {
+            "sae": config["sae"],
+            "sparsity": config["sparsity"],
+            "train": train,
+            "compile": cfg.compile,
+            "shard": cfg.shard,
+        }
+    )
 
 
-def held_by(cfg: RunConfig, d_in: int, device: torch.device) -> Need:
+def held_by(cfg: RunConfig, d_in: int, device: torch.device, world: World = SOLO) -> Need:
     """What a member surely needs at most, from its config alone."""
     weights = 2 * d_in * cfg.sae.d_sae + cfg.sae.d_sae + d_in
     mixed = cfg.train.resolve_precision(device.type) == "bfloat16"
     copies = len(TWINS) * d_in * cfg.sae.d_sae if mixed else 0
     rows = 4 * cfg.train.batch_size * (SURE * cfg.sae.d_sae + 16 * d_in)
-    return Need(12 * weights + 2 * copies + 64 * (cfg.sae.d_sae + d_in), 8 * weights + rows)
+    small = 64 * (cfg.sae.d_sae + d_in)
+    if cfg.shard == "on" and world.size > 1:
+        share = -(-weights // world.size) + cfg.sae.d_sae + d_in  # the first rank's, of rows that do not go even
+        return Need(12 * share + small, 24 * weights + rows)  # gathered, with the buffers that they come and go by
+    return Need(12 * weights + 2 * copies + small, 8 * weights + rows)
 
 
-def tried(cfg: RunConfig, stats: Stats, device: torch.device, rows: int) -> Need:
-    """What a member needs, found by two steps of `rows` random activations."""
-    member = Member(cfg, stats, device)
+def tried(cfg: RunConfig, stats: Stats, device: torch.device, world: World) -> Need:
+    """What a member needs, found by two steps of random activations, as many as this rank has of a batch."""
+    rows = world.part(cfg.train.batch_size)
+    member = Member(cfg, stats, device, world if cfg.shard == "on" else SOLO)
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(rows, len(stats.mean), generator=generator) * stats.variance.sqrt().float()
     x = (stats.mean.float() + noise).to(device)  # [rows, d_in]
@@ -72,7 +86,8 @@ def kept(member: Member) -> list[Tensor]:
     """The tensors that a member holds between steps."""
     slots = [t for slot in member.optimizer.slots.values() for t in (slot.mean, slot.square)]
     copies = list(member.sae.copies.values())
-    return [*member.sae.parameters(), *member.sae.buffers(), *slots, *copies, member.since_fired]
+    weights = [local(slot.parameter) for slot in member.optimizer.slots.values()]
+    return [*weights, *member.sae.buffers(), *slots, *copies, member.since_fired]
 
 
 def peak_of(call: Callable[[], None], device: torch.device) -> int:
@@ -128,7 +143,7 @@ def waves(configs: Sequence[RunConfig], stats: Stats, device: torch.device, worl
     free = free_bytes(device) if given is None else int(given * 1e9)
     room = None if free is None else int(world.least(torch.tensor(free)) * (FULL if given is None else 1))
     every = list(range(len(configs)))
-    if room is None or not configs or peak([held_by(cfg, len(stats.mean), device) for cfg in configs]) <= room:
+    if room is None or not configs or peak([held_by(cfg, len(stats.mean), device, world) for cfg in configs]) <= room:
         return [every]
     needs = needs_of(configs, stats, device, world)
     whole = peak(needs)
@@ -151,11 +166,11 @@ def waves(configs: Sequence[RunConfig], stats: Stats, device: torch.device, worl
 def needs_of(configs: Sequence[RunConfig], stats: Stats, device: torch.device, world: World) -> list[Need]:
     """What each config needs, each kind tried once; where nothing can be measured what it surely needs at most."""
     if not measurable(device):
-        return [held_by(cfg, len(stats.mean), device) for cfg in configs]
+        return [held_by(cfg, len(stats.mean), device, world) for cfg in configs]
     known: dict[str, Need] = {}
     for cfg in configs:
         if kind_of(cfg) not in known:
-            mine = tried(cfg, stats, device, world.part(cfg.train.batch_size))
+            mine = tried(cfg, stats, device, world)
             gc.collect()
             known[kind_of(cfg)] = Need(*(-world.least(-torch.tensor(mine))).tolist())  # the most of any rank
     return [known[kind_of(cfg)] for cfg in configs]

@@ -60,7 +60,7 @@ def open_source(cfg: RunConfig) -> Source:
     lm_device = device if given is None else resolve_device(given, "train.lm_device")
     info = describe(cfg.model)
     check_model(cfg.model, info, cfg.data.seq_len)
-    check_memory([cfg], info.d_model, device)
+    check_memory(cfg, info.d_model, device, world.size)
     tokenizer = load_tokenizer(cfg.model)
     with world.first():
         store = tokenise(cfg.data, tokenizer, special_ids(tokenizer), cfg.model.name, Path(cfg.outputs))

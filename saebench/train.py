@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -44,30 +45,37 @@ def note(members: list[Member]) -> str:
 
 
 @torch.no_grad()
-def importance(saes: list[SAE], batches: Batches, tokens: int, device: torch.device) -> list[list[dict[str, Any]]]:
+def importance(
+    openers: Sequence[Callable[[], AbstractContextManager[SAE]]], batches: Batches, tokens: int, device: torch.device
+) -> list[list[dict[str, Any]]]:
     """For each SAE a row per latent: firing frequency, energy E[z^2] (normalised space, inference rule), decoder norm.
 
-    Measured over about `tokens` training tokens, read once for all, by every rank its part.
+    Measured over about `tokens` training tokens, read once for all, by every rank its part. Each opener gives one SAE with its
+    weights, as long as it is needed.
     """
-    fired = [torch.zeros(sae.d_sae, dtype=torch.float64, device=device) for sae in saes]
+    norms: list[Tensor] = []
+    for opened in openers:
+        with opened() as sae:
+            norms.append(torch.linalg.vector_norm(sae.W_dec.detach(), dim=1))  # [d_sae]
+    fired = [torch.zeros(len(norm), dtype=torch.float64, device=device) for norm in norms]
     energy = [torch.zeros_like(f) for f in fired]
     steps = max(1, tokens // batches.batch_size)
-    with Progress(steps * batches.batch_size, "tokens", f"importance of the latents of {len(saes)} SAEs") as progress:
+    with Progress(steps * batches.batch_size, "tokens", f"importance of the latents of {len(norms)} SAEs") as progress:
         for batch in batches.between(0, steps):
             x = batch.to(device)
-            for sae, f, e in zip(saes, fired, energy, strict=True):
-                latents = sae.encode(x)
+            for opened, f, e in zip(openers, fired, energy, strict=True):
+                with opened() as sae:
+                    latents = sae.encode(x)
                 f.index_add_(0, latents.indices, (latents.values > 0).double())
                 e.index_add_(0, latents.indices, latents.values.double().square())
             progress.advance(batches.batch_size)
     n, world = steps * batches.batch_size, batches.world
     fired, energy = [world.sum(f) for f in fired], [world.sum(e) for e in energy]
-    return [latent_rows(sae, f / n, e / n) for sae, f, e in zip(saes, fired, energy, strict=True)]
+    return [latent_rows(f / n, e / n, norm) for f, e, norm in zip(fired, energy, norms, strict=True)]
 
 
-def latent_rows(sae: SAE, frequency: Tensor, energy: Tensor) -> list[dict[str, Any]]:
-    """The rows of latents.csv."""
-    norms = torch.linalg.vector_norm(sae.W_dec.detach(), dim=1).tolist()
+def latent_rows(frequency: Tensor, energy: Tensor, norms: Tensor) -> list[dict[str, Any]]:
+    """The rows of latents.csv, from three times [d_sae]."""
     names = ("latent", "frequency", "energy", "decoder_norm")
-    table = zip(range(sae.d_sae), frequency.tolist(), energy.tolist(), norms, strict=True)
+    table = zip(range(len(norms)), frequency.tolist(), energy.tolist(), norms.tolist(), strict=True)
     return [dict(zip(names, row, strict=True)) for row in table]

@@ -26,7 +26,8 @@ from torch import Tensor
 from saebench.checkpoint import Saver
 from saebench.config import RunConfig, as_dict, from_dict
 from saebench.member import Member
-from saebench.parallel import SOLO, World, join, leave
+from saebench.parallel import SOLO, World, join, leave, local
+from saebench.room import held_by, needs_of
 from saebench.sae_configs import SAE_VARIANTS
 from saebench.select import flat_topk, ranks_topk
 from saebench.train import train
@@ -45,7 +46,10 @@ CASES: dict[str, tuple[str, ...]] = dict.fromkeys(SAE_VARIANTS, ()) | {
     "topk-clipped": ("train.clip=0.01",),
     "batchtopk-warmup": ("sparsity=warmup", "sae.input=token"),
     "topk-shared": ("shard=on", "train.clip=0.01"),
+    "topk-uneven": ("shard=on", "sae.d_sae=97"),
+    "topk-halved": ("shard=on", "train.precision=bfloat16"),
     "jumprelu-shared": ("shard=on",),
+    "gated-shared": ("shard=on",),
     "lattice-shared": ("shard=on", "sae.sort_every=5"),
     "batchtopk-shared": ("shard=on",),
     BEGUN: ("shard=on",),
@@ -94,10 +98,12 @@ def trained(cfg: RunConfig, world: World = SOLO, checkpoints: Path | None = None
     return member
 
 
-def moment_bytes(member: Member) -> int:
-    """The memory that holds Adam's moments."""
-    moments = [t for slot in member.optimizer.slots.values() for t in (slot.mean, slot.square)]
-    return sum(t.untyped_storage().nbytes() for t in moments)
+def held_bytes(member: Member) -> int:
+    """The memory that holds weights and Adam's moments between steps."""
+    slots = member.optimizer.slots.values()
+    held = [t for slot in slots for t in (local(slot.parameter), slot.mean, slot.square)]
+    held += [p for p in member.sae.parameters() if all(p is not slot.parameter for slot in slots)]
+    return sum(t.untyped_storage().nbytes() for t in held)
 
 
 def acts_of(seed: int) -> tuple[Tensor, int]:
@@ -167,8 +173,12 @@ def main(out: Path) -> None:
         tensors, record = member.state()
         save_file(tensors, out / f"{case}-{world.rank}.safetensors")
         (out / f"{case}-{world.rank}.json").write_text(json.dumps(record["log"]))
-        (out / f"{case}-{world.rank}-bytes.json").write_text(json.dumps(moment_bytes(member)))
+        (out / f"{case}-{world.rank}-bytes.json").write_text(json.dumps(held_bytes(member)))
     (out / f"stopped-{world.rank}.json").write_text(json.dumps(stopped(configs[STOPPED], world, out / "stopped")))
+    shared = configs["topk-shared"]
+    stats, cpu = stats_of(synthetic(64)), torch.device("cpu")
+    (need,), bound = needs_of([shared], stats, cpu, world), held_by(shared, len(stats.mean), cpu, world)
+    (out / f"needs-{world.rank}.json").write_text(json.dumps([need, bound]))
     (out / f"selections-{world.rank}.json").write_text(json.dumps(selections(world)))
     leave()
 

@@ -18,6 +18,7 @@ FLOORS = [
     {"optim", "interpreted", "nested", "select", "similarity", "data", "running", "probed"},
     {"runs", "lm", "tables", "tails", "levels"},
     {"saes", "splice", "figures", "laws", "claims", "seeds", "choose", "frontier", "shelf"},
+    {"sharded"},
     {"activations", "views", "member", "compose", "interop", "intervene", "difference", "removal", "watch"},
     {"space", "caching", "train", "heldout", "prune", "checkpoint", "track", "room", "report", "origins", "completion"},
     {"recapture", "gangs"},

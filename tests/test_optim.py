@@ -36,7 +36,7 @@ def test_adam_is_torchs_with_projection_and_unit_rows(
     monkeypatch.setattr(optim, "BLOCK", block)
     cfg = run_config("train.beta1=0.8", "train.beta2=0.95").train
     ours, theirs = Matrices(d_in, d_sae), Matrices(d_in, d_sae)
-    mine = Adam(ours, cfg, {"b_enc": 10.0})
+    mine = Adam(dict(ours.named_parameters()), cfg, {"b_enc": 10.0})
     mine.copies = {"W_enc": ours.W_enc.detach().bfloat16(), "W_dec": ours.W_dec.detach().bfloat16()}
     groups = [{"params": [p], "lr": 0.1 if name == "b_enc" else 0.01} for name, p in theirs.named_parameters()]
     reference = torch.optim.Adam(groups, betas=(0.8, 0.95))
@@ -61,6 +61,6 @@ def test_a_zero_row_stays_zero_and_a_parameter_without_gradient_stays_put() -> N
         module.W_dec[1] = 0
     before = module.b_enc.detach().clone()
     module.W_dec.grad = torch.zeros_like(module.W_dec)
-    Adam(module, run_config().train, {}).step(0.1)
+    Adam(dict(module.named_parameters()), run_config().train, {}).step(0.1)
     assert bool((module.W_dec[1] == 0).all())
     assert torch.equal(module.b_enc, before)

@@ -28,7 +28,8 @@ from saebench.checkpoint import checkpoints, save_checkpoint
 from saebench.checks import InputError
 from saebench.member import Member
 from saebench.parallel import SOLO, World, join
-from tests.configs import run_config
+from saebench.room import Need, needs_of
+from tests.configs import run_config, stats_of, synthetic
 from tests.ranks import (
     BEGUN,
     CASES,
@@ -39,7 +40,7 @@ from tests.ranks import (
     Source,
     config,
     fresh,
-    moment_bytes,
+    held_bytes,
     started,
     trained,
     write_configs,
@@ -47,6 +48,7 @@ from tests.ranks import (
 from tests.test_checkpoint import SMALL
 
 TOLERANCE = 1e-5
+HALVED = 3e-3  # in bfloat16, where shard=on rounds gradients, too, and Adam turns a small one's sign into a step
 SECONDS = 30.0  # in which a rank must end that lost another
 
 
@@ -81,12 +83,12 @@ def log_of(rows: Any) -> list[dict[str, float]]:
     return [dict(row) for row in rows]
 
 
-def same_log(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
-    """Assert that two logs agree: loss, FVU and L0 within TOLERANCE, counts and schedules exactly."""
+def same_log(found: list[dict[str, Any]], wanted: list[dict[str, Any]], tolerance: float = TOLERANCE) -> None:
+    """Assert that two logs agree: loss, FVU and L0 within the tolerance, counts and schedules exactly."""
     assert [row["step"] for row in found] == [row["step"] for row in wanted]
     for mine, other in zip(found, wanted, strict=True):
         for name in ("loss", "fvu", "l0"):
-            assert float(mine[name]) == pytest.approx(float(other[name]), rel=TOLERANCE), (name, mine["step"])
+            assert float(mine[name]) == pytest.approx(float(other[name]), rel=tolerance), (name, mine["step"])
         for name in ("tokens", "dead", "lr"):
             assert mine[name] == other[name], (name, mine["step"])
 
@@ -96,30 +98,39 @@ def test_two_ranks_train_as_one_process_does(case: str, together: Path) -> None:
     alone = trained(config(case))
     logs = [log_of(json.loads((together / f"{case}-{rank}.json").read_text())) for rank in (0, 1)]
     assert len(logs[0]) == STEPS
-    same_log(logs[0], alone.log)
+    halved = config(case).train.precision == "bfloat16"
+    same_log(logs[0], alone.log, HALVED if halved else TOLERANCE)
     states = [load_file(together / f"{case}-{rank}.safetensors") for rank in (0, 1)]
     wanted, _ = alone.state()
     assert states[0].keys() == states[1].keys() == wanted.keys()
     for name, tensor in wanted.items():
         assert torch.equal(states[0][name], states[1][name]), name
         if name.startswith("sae."):
-            torch.testing.assert_close(states[0][name], tensor, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(states[0][name], tensor, rtol=1e-4, atol=1e-2 if halved else 1e-5)
     assert torch.equal(states[0]["since_fired"], wanted["since_fired"])
 
 
-def test_ranks_share_out_the_moments_where_asked(together: Path) -> None:
-    for case in ("topk", "topk-shared", "jumprelu-shared", "lattice-shared", BEGUN):
-        whole = moment_bytes(fresh(config(case)))
+def test_ranks_share_out_weights_and_moments_where_asked(together: Path) -> None:
+    for case in ("topk", "topk-shared", "topk-uneven", "topk-halved", "jumprelu-shared", "lattice-shared", BEGUN):
+        whole = held_bytes(fresh(config(case)))
         share = 0.5 if config(case).shard == "on" else 1
-        for rank in (0, 1):
-            kept = json.loads((together / f"{case}-{rank}-bytes.json").read_text())
-            assert kept == pytest.approx(share * whole, abs=1e-3 * whole), case
+        kept = [json.loads((together / f"{case}-{rank}-bytes.json").read_text()) for rank in (0, 1)]
+        assert kept == pytest.approx([share * whole] * 2, rel=0.02), case  # b_dec, and 97 latents, are not even
 
 
-def test_a_dictionary_that_ranks_cannot_share_is_refused() -> None:
-    wrong = r"sae\.d_sae=96: 5 ranks cannot share it evenly; choose a multiple, or shard=off"
-    with pytest.raises(InputError, match=wrong):
-        fresh(config(BEGUN), World(1, 5))
+def test_what_ranks_need_for_a_shared_member_is_estimated(together: Path) -> None:
+    (alone,) = needs_of([config("topk")], stats_of(synthetic(64)), torch.device("cpu"), SOLO)
+    for rank in (0, 1):
+        need, bound = (Need(*pair) for pair in json.loads((together / f"needs-{rank}.json").read_text()))
+        assert 0.5 * alone.held <= need.held < 0.6 * alone.held
+        assert need.held <= bound.held
+        assert need.passing <= bound.passing
+
+
+def test_a_compiled_loss_that_ranks_share_out_is_refused() -> None:
+    wrong = "compile=on: shard=on gathers the weights of a loss that is not compiled; use auto"
+    with pytest.raises(ValueError, match=wrong):
+        run_config("shard=on", "compile=on")
 
 
 def test_some_latents_die_and_take_part(together: Path) -> None:
@@ -248,10 +259,11 @@ def torchrun(outputs: Path, *overrides: str) -> list[str]:
 
 
 @pytest.mark.long
-def test_torchrun_trains_a_sweep_to_the_same_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shard", ["off", "on"])
+def test_torchrun_trains_a_sweep_to_the_same_runs(shard: str, tmp_path: Path) -> None:
     grid = ["sweep", "sae=batchtopk,lattice,multitopk", "train.log_every=5"]
     one, two = tmp_path / "one", tmp_path / "two"
-    done = subprocess.run(torchrun(two, *grid), capture_output=True, text=True)
+    done = subprocess.run(torchrun(two, *grid, f"shard={shard}"), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     alone = [sys.executable, "-m", "saebench", *grid, *SMALL, "data.shard_tokens=2048", f"outputs={one}"]
     single = subprocess.run(alone, capture_output=True, text=True, check=True)
@@ -264,6 +276,9 @@ def test_torchrun_trains_a_sweep_to_the_same_runs(tmp_path: Path) -> None:
             assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=1e-3)
         a, b = (rows_of(out / "runs" / name / "metrics.csv") for out in (two, one))
         assert [float(row["fvu"]) for row in a] == pytest.approx([float(row["fvu"]) for row in b], rel=1e-2)
+        a, b = (rows_of(out / "runs" / name / "latents.csv") for out in (two, one))
+        assert sum(float(row["energy"]) for row in a) == pytest.approx(sum(float(row["energy"]) for row in b), rel=1e-2)
+        assert [float(row["decoder_norm"]) for row in a] == pytest.approx([1.0] * len(b), rel=1e-5)
         assert json.loads((two / "runs" / name / "env.json").read_text())["ranks"] == 2
     for path in (one / "activations").glob("*/shard-*"):
         assert (two / path.relative_to(one)).read_bytes() == path.read_bytes()

@@ -87,7 +87,7 @@ def ours(case: Case, dtype: torch.dtype, k: int = K, aux_weight: float = 0.0) ->
 
 def optimiser(module: nn.Module, unit: bool) -> Adam:
     """Our Adam, with the rows of W_dec kept at unit norm or left free."""
-    return Adam(module, run_config().train, {}, unit=("W_dec",) if unit else ())
+    return Adam(dict(module.named_parameters()), run_config().train, {}, unit=("W_dec",) if unit else ())
 
 
 def scale(case: Case, x: Tensor) -> float | Tensor:

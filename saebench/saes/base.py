@@ -58,6 +58,15 @@ class Step(NamedTuple):
     errors: Tensor | None = None
 
 
+class Tables(NamedTuple):
+    """The weights that AuxK computes with, or their gradients."""
+
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+
+
 class SAE(nn.Module):
     """An abstract sparse autoencoder; a variant defines `own_rule` (inference) and `loss` (training).
 
@@ -158,28 +167,32 @@ class SAE(nn.Module):
         """k times the schedule's factor, at least 1 and at most d_sae."""
         return min(self.d_sae, max(1, round(k * factor)))
 
-    @torch.no_grad()
     def aux_backward(self, x: Tensor, x_hat: Tensor, dead: Tensor) -> Tensor:
-        """AuxK, whose gradients are added to `.grad` here, after the loss's own; its value [].
+        """AuxK of the latents `dead` [n_dead], its gradients added to `.grad`, after the loss's own; its value []."""
+        W_enc, b_enc, W_dec = self.W_enc.grad, self.b_enc.grad, self.W_dec.grad
+        assert W_enc is not None and b_enc is not None and W_dec is not None, "AuxK comes after the loss's backward"  # noqa: PT018
+        weights = Tables(self.W_enc, self.b_enc, self.W_dec, self.b_dec)
+        return self.add_aux(x, x_hat, dead, weights, Tables(W_enc, b_enc, W_dec, self.b_dec))
+
+    @torch.no_grad()
+    def add_aux(self, x: Tensor, x_hat: Tensor, dead: Tensor, weights: Tables, grads: Tables) -> Tensor:
+        """AuxK of an SAE with these weights: its value [], and its gradients added to `grads` (b_dec has none).
 
         The aux_k most active of the dead latents [n_dead] reconstruct the detached residual of x [n, d_in]:
         aux_weight * mean over tokens and dimensions of |(x - x_hat) - z_dead W_dec|^2 (Gao et al. 2024, section A.2).
         Written out because autograd would make gradients of all latents, nearly all of them zero, and add them up.
         """
-        W_enc, b_enc, W_dec = self.W_enc.grad, self.b_enc.grad, self.W_dec.grad
-        assert W_enc is not None and b_enc is not None and W_dec is not None, "AuxK comes after the loss's backward"  # noqa: PT018
-        E, D = self.W_enc.T.index_select(0, dead), self.W_dec.index_select(0, dead)  # [n_dead, d_in]
-        seen = x - self.b_dec  # [n, d_in]
-        pre = torch.addmm(self.b_enc[dead], seen, E.T)  # [n, n_dead]
+        E, D = weights.W_enc.T.index_select(0, dead), weights.W_dec.index_select(0, dead)  # [n_dead, d_in]
+        seen = x - weights.b_dec  # [n, d_in]
+        pre = torch.addmm(weights.b_enc[dead], seen, E.T)  # [n, n_dead]
         z = pre.relu()
         if len(dead) > self.cfg.aux_k:
             z *= top_mask(pre, self.cfg.aux_k)
         error = (x - x_hat) - z @ D  # [n, d_in]
         slope = error * (-2 * self.cfg.aux_weight / error.numel())
         grad = (slope @ D.T) * (z > 0)  # [n, n_dead]
-        W_dec.index_add_(0, dead, (z.T @ slope).to(W_dec.dtype))
-        W_enc.T.index_add_(0, dead, (grad.T @ seen).to(W_dec.dtype))
-        b_enc.index_add_(0, dead, grad.sum(0).to(W_dec.dtype))
+        for into, rows in ((grads.W_dec, z.T @ slope), (grads.W_enc.T, grad.T @ seen), (grads.b_enc, grad.sum(0))):
+            into.index_add_(0, dead, rows.to(into.dtype))
         return self.cfg.aux_weight * error.square().mean()
 
     @torch.no_grad()

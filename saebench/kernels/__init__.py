@@ -22,3 +22,13 @@ def available() -> bool:
 def usable(x: Tensor) -> bool:
     """Whether the kernels compute on x: on a GPU, in at most float32 (they sum in it), if triton is installed."""
     return x.is_cuda and x.element_size() <= 4 and x.is_floating_point() and available()
+
+
+def parts_of(n: int, size: int) -> int:
+    """How many parts of a size n takes, the last perhaps not whole."""
+    return -(-n // size)
+
+
+def power_of_two(n: int) -> int:
+    """The least power of two that is not below n."""
+    return 1 << max(0, n - 1).bit_length()

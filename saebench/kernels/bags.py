@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from saebench.kernels import parts_of, power_of_two
+
 
 class Tiling(NamedTuple):
     """The shape of one program: table rows loaded at once, columns it owns, warps it runs on, registers a thread may have.
@@ -23,7 +25,7 @@ class Tiling(NamedTuple):
 
     def fitted(self, width: int) -> Tiling:
         """The same with no more columns than the power of two that holds `width`."""
-        return self._replace(columns=max(16, min(self.columns, triton.next_power_of_2(width))))
+        return self._replace(columns=max(16, min(self.columns, power_of_two(width))))
 
     def options(self) -> dict[str, Any]:
         """A kernel's block sizes and compiler options; fused multiply-add is named, as triton's default is to change."""
@@ -86,7 +88,7 @@ def span_sums_kernel(
     span = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     live = cols < d
-    low, high = load_bounds(offsets, tl.load(owners + span), nnz)
+    low, high = load_bounds(offsets, tl.load(owners + span), nnz)  # pyright: ignore[reportGeneralTypeIssues]
     if (low <= span * SPAN) & (high >= span * SPAN + SPAN):
         total = sum_entries(
             table, rows, weights, span * SPAN, span * SPAN + SPAN, n_rows, stride, cols, live, BLOCK_E, BLOCK_D
@@ -103,7 +105,7 @@ def bag_sums_kernel(
     bag = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     live = cols < d
-    low, high = load_bounds(offsets, bag, nnz)
+    low, high = load_bounds(offsets, bag, nnz)  # pyright: ignore[reportGeneralTypeIssues]
     first, last = tl.cdiv(low, SPAN), high // SPAN
     head = tl.minimum(first * SPAN, high)
     tail = tl.maximum(last * SPAN, head)
@@ -126,7 +128,7 @@ def weighted_rows(
     out = table.new_empty(bags, d, dtype=torch.float32) if out is None else out
     assert table.stride(1) == out.stride(1) == 1, "a row's columns must lie side by side"
     tiling = tiling.fitted(d)
-    blocks, n_spans = triton.cdiv(d, tiling.columns), nnz // SPAN
+    blocks, n_spans = parts_of(d, tiling.columns), nnz // SPAN
     spans = table.new_empty(n_spans, d, dtype=torch.float32)
     options: dict[str, Any] = {"SPAN": SPAN} | tiling.options()
     with torch.cuda.device_of(table):

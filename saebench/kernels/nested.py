@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from saebench.kernels import parts_of
 from saebench.kernels.bags import Tiling, gather_rows, load_bounds, sum_entries, weighted_rows
 
 ONE_LEVEL = Tiling(8, 256, 1)
@@ -42,7 +43,7 @@ def one_level_kernel(
     here = block * BLOCK_D + tl.arange(0, BLOCK_D)  # columns of the chunk
     cols = column + here
     live = cols < end
-    low, high = load_bounds(segments, row, nnz)
+    low, high = load_bounds(segments, row, nnz)  # pyright: ignore[reportGeneralTypeIssues]
     bias = tl.load(b_dec + cols, mask=live, other=0.0).to(tl.float32)
     x_hat_row = bias + sum_entries(W_dec, indices, values, low, high, d_sae, d_in, cols, live, BLOCK_E, BLOCK_D)
     residual = tl.load(x + row * d_in + cols, mask=live, other=0.0).to(tl.float32) - x_hat_row
@@ -84,7 +85,7 @@ def levels_kernel(
     here = block * BLOCK_D + tl.arange(0, BLOCK_D)  # columns of the chunk
     cols = column + here
     live = cols < end
-    low, _ = load_bounds(segments, row * L, nnz)
+    low, _ = load_bounds(segments, row * L, nnz)  # pyright: ignore[reportGeneralTypeIssues]
     high, _ = load_bounds(segments, row * L + L, nnz)
     bias = tl.load(b_dec + cols, mask=live, other=0.0).to(tl.float32)
     before = tl.load(x + row * d_in + cols, mask=live, other=0.0).to(tl.float32) - bias
@@ -159,7 +160,7 @@ def room_for(inputs: Inputs) -> Nested:
 def sweep(inputs: Inputs, x_hat: Tensor, S: Tensor, columns: slice, tiling: Tiling) -> Chunk:
     """Run the kernels over `columns` of x and W_dec, which also fills those of x_hat [rows, d_in], and S [rows * L, width]."""
     (rows, d_in), nnz, n_levels = x_hat.shape, len(inputs.values), inputs.slopes.shape[1] - 1
-    blocks = triton.cdiv(columns.stop - columns.start, tiling.columns)
+    blocks = parts_of(columns.stop - columns.start, tiling.columns)
     shapes = ((rows, S.shape[1]), (blocks, n_squares(inputs)), (blocks, nnz))
     chunk = Chunk(*(torch.empty(shape, device=S.device, dtype=torch.float32) for shape in shapes))
     kernel = one_level_kernel if n_levels == 1 else levels_kernel

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from saebench.kernels import power_of_two
+
 
 @triton.jit
 def adam_rows_kernel(
@@ -39,7 +41,7 @@ def adam_rows_kernel(
 
 def options(d: int, unit: bool, warps: int | None = None) -> dict[str, Any]:
     """The kernel's constants and compiler options; with `warps` None, a thread holds 16 columns, as far as there are warps."""
-    block = triton.next_power_of_2(d)
+    block = power_of_two(d)
     warps = warps or min(32, max(1, block // 512))
     return {"UNIT": unit, "BLOCK_D": block, "num_warps": warps, "enable_fp_fusion": True}
 

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from saebench.kernels import parts_of, power_of_two
+
 CHUNK = 32
 MAX_WIDTH = 16384  # keys that one program holds in registers
 TILE = 4096  # activations that one program reduces to maxima
@@ -112,13 +114,13 @@ def options(width: int, constants: dict[str, int]) -> dict[str, Any]:
 
 def whole_options(m: int, bits: int) -> dict[str, Any]:
     """Those of select_rows_kernel for rows of m keys."""
-    block = max(16, triton.next_power_of_2(m))
+    block = max(16, power_of_two(m))
     return options(block, {"BITS": bits, "BLOCK": block})
 
 
 def chosen_options(k: int, chunk: int, bits: int) -> dict[str, Any]:
     """Those of select_in_chunks_kernel."""
-    block = triton.next_power_of_2(k)
+    block = power_of_two(k)
     return options(block * chunk, {"BITS": bits, "CHUNK": chunk, "BLOCK_K": block})
 
 
@@ -145,10 +147,10 @@ def select_rows(values: Tensor, k: int) -> Tensor:
 def chunk_maxima(acts: Tensor, chunk: int = CHUNK) -> Tensor:
     """The largest key of each chunk (a power of two) of each row of acts [n, d]: [n, ceil(d / chunk)] int16 or int32."""
     (rows, d), bits = acts.shape, key_bits(acts)
-    chunks, constants = triton.cdiv(d, chunk), maxima_options(chunk, bits)
+    chunks, constants = parts_of(d, chunk), maxima_options(chunk, bits)
     maxima = torch.empty(rows, chunks, dtype=torch.int16 if bits == 16 else torch.int32, device=acts.device)
     with torch.cuda.device_of(acts):
-        programs = rows * triton.cdiv(chunks, constants["BLOCK"])
+        programs = rows * parts_of(chunks, constants["BLOCK"])
         chunk_maxima_kernel[programs,](acts, maxima, d, acts.stride(0), chunks, **constants)
     return maxima
 
@@ -162,7 +164,7 @@ def row_topk_indices(acts: Tensor, k: int, chunk: int = CHUNK) -> Tensor:
     d_sae = acts.shape[1]
     if d_sae <= MAX_WIDTH:  # and beyond it k chunks that fit one program are fewer than all chunks
         return select_rows(acts, k)
-    if triton.next_power_of_2(k) * chunk > MAX_WIDTH:
+    if power_of_two(k) * chunk > MAX_WIDTH:
         return acts.topk(k, dim=1, sorted=False).indices.sort(dim=1).values
     chunks = row_topk_indices(chunk_maxima(acts, chunk), k, chunk)  # [n, k]
     out, constants = torch.empty_like(chunks), chosen_options(k, chunk, key_bits(acts))

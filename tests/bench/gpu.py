@@ -1,7 +1,8 @@
 """Everything about the inner loop that only a GPU shows, in one command: python -m tests.bench.gpu [--peers PYTHON].
 
 1. that no training step waits for the device, for every variant (torch's synchronisation debug mode);
-2. that 30 steps on the GPU in float32 give the losses that the CPU gives;
+2. that 30 steps on the GPU in float32 give the losses that the CPU gives, and the same steps of an SAE shared out by
+   fully_shard (shard=on, over one rank) those of one that is not;
 3. every kernel against plain torch, and its speed (gpu_kernels);
 4. the step of every variant in bfloat16 and float32 at the shape of a paper, against the floor: the encoder product plus
    28 bytes a parameter at the bandwidth of a copy; relu and jumprelu also with compile=off.
@@ -11,19 +12,25 @@ Prints tables; step times also go to outputs/bench/step.json.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import subprocess
 import sys
+import tempfile
 
 import torch
+import torch.distributed as dist
 
 from saebench.compose import load
 from saebench.member import Member
+from saebench.optim import Adam
+from saebench.sae_configs import SAE_VARIANTS
 from saebench.saes import REGISTRY, Stats
+from saebench.sharded import Sharded
 
 
 def member_of(variant: str, device: str, precision: str) -> Member:
     """A small member of a variant, in training."""
-    knob = "sae.target_l0=8" if variant in ("relu", "jumprelu") else "sae.k=8"
+    knob = "sae.k=8" if any(f.name == "k" for f in dataclasses.fields(SAE_VARIANTS[variant])) else "sae.target_l0=8"
     sizes = [
         "sae.d_sae=4096",
         "train.batch_size=512",
@@ -71,13 +78,33 @@ def check_losses(variant: str) -> str:
     return f"losses differ by at most {worst:.1e} of themselves"
 
 
+def check_shared(variant: str, device: str = "cuda", precision: str = "bfloat16") -> str:
+    """The largest relative difference between the losses of 30 steps of an SAE shared out over one rank and of a whole one."""
+    if not dist.is_initialized():
+        backend = "nccl" if device == "cuda" else "gloo"
+        dist.init_process_group(backend, init_method=f"file://{tempfile.mkdtemp()}/met", rank=0, world_size=1)
+    logs = []
+    for shared in (False, True):
+        member = member_of(variant, device, precision)
+        if shared:
+            member.sae.copies = {}
+            member.sharded = Sharded(member.sae, member.device, member.mixed)
+            member.optimizer = Adam(member.sharded.shared(), member.cfg.train, member.sae.lr_factors())
+        for x in batches(30):
+            member.step(x.to(device))
+        member.settle()
+        logs.append([row["loss"] for row in member.log])
+    worst = max(abs(a / b - 1) for a, b in zip(*logs, strict=True))
+    return f"shared out: {worst:.1e}"
+
+
 def main() -> None:
     """Run all parts; a part that fails says so and the next goes on."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peers", help="a Python with the peers")
     args = parser.parse_args()
     for variant in REGISTRY:
-        print(f"{variant:13s} {check_waiting(variant)}; {check_losses(variant)}", flush=True)
+        print(f"{variant:13s} {check_waiting(variant)}; {check_losses(variant)}; {check_shared(variant)}", flush=True)
     torch.cuda.empty_cache()
     shape = ["--n=4096", "--d-in=2304", "--d-sae=65536", "--k=64", "--device=cuda", "--threads", "8", "--anyway"]
     peers = ["--peers", args.peers] if args.peers else []

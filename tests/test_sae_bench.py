@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from saebench.checks import InputError
+from saebench.probing import sae_bench_driver
 from saebench.probing.sae_bench import EVALS, found, read_result, settings_of, version_of
 
 RESULT = Path(__file__).parent / "fixtures" / "sae_bench_absorption.json"  # written by sae-bench 0.6.0's own classes
@@ -55,3 +56,24 @@ def test_an_interpreter_without_the_package_is_told_how_to_get_it(tmp_path: Path
         version_of(sys.executable)
     with pytest.raises(InputError, match="no such program"):
         found(tmp_path / "python")
+
+
+def test_a_model_stops_where_all_that_is_asked_has_been_seen() -> None:
+    class Hooked:
+        """Answers with what it was given."""
+
+        def run_with_cache(self, *given: object, **named: object) -> dict[str, object]:
+            return {"given": given} | named
+
+    sae_bench_driver.stop_early(Hooked)
+    for hooks, stop in (
+        (["blocks.9.hook_resid_post"], 10),
+        (["blocks.2.hook_resid_post", "blocks.4.hook_resid_post"], 5),
+        (["blocks.9.hook_mlp_out"], None),
+        ([], None),
+        (None, None),
+    ):
+        seen = Hooked().run_with_cache("text", names_filter=hooks)
+        assert seen.get("stop_at_layer") == stop
+        assert (seen["given"], seen["names_filter"]) == (("text",), hooks)
+    assert Hooked().run_with_cache(names_filter=["blocks.9.hook_resid_post"], stop_at_layer=3)["stop_at_layer"] == 3

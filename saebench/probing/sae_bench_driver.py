@@ -19,6 +19,7 @@ def main(path: Path) -> None:
     job: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if Path(job["model"]).is_dir():
         allow(job["model"])
+    stop_early(import_module("transformer_lens").HookedTransformer)
     for name in job["evals"]:
         sae = load(job)
         print(f"sae-bench: {name}", file=sys.stderr, flush=True)
@@ -30,6 +31,23 @@ def allow(model: str) -> None:
     loading: Any = import_module("transformer_lens.loading_from_pretrained")
     known = loading.get_official_model_name
     loading.get_official_model_name = lambda name: name if name == model else known(name)
+
+
+def stop_early(hooked: Any) -> None:
+    """Let TransformerLens' model stop after the last layer whose residuals are asked for; sae-bench has it go on to the logits.
+
+    Sae-bench drops the logits; with a vocabulary of 262,144 on a CPU they are most of its time.
+    """
+    whole = hooked.run_with_cache
+
+    def run(self: Any, *given: Any, names_filter: Any = None, **named: Any) -> Any:
+        hooks = names_filter if isinstance(names_filter, list) else []
+        parts = [hook.split(".") for hook in hooks]
+        if parts and "stop_at_layer" not in named and all(p[::2] == ["blocks", "hook_resid_post"] for p in parts):
+            named["stop_at_layer"] = 1 + max(int(p[1]) for p in parts)
+        return whole(self, *given, names_filter=names_filter, **named)
+
+    hooked.run_with_cache = run
 
 
 def load(job: dict[str, Any]) -> Any:

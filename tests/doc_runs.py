@@ -31,8 +31,9 @@ SMALL = (
 )  # fmt: skip
 CUT = ("data.n_tokens", "train.n_tokens")  # small whatever the page says; the page's own values of the others stand
 MADE = "outputs/runs/topk-0123456789ab"  # what commands that do not run here print
+SHOWN = ("show", "config")  # what is said of jobs holds of the page's own, not of smaller ones
 EASY = "0.9"  # FVU that an SAE has after a few steps
-NAMED_RUN = re.compile(r"outputs/runs/(\w+)-0123456789ab")  # how pages name a run of a variant
+NAMED_RUN = re.compile(r"outputs/runs/(\w+)-(?:0123456789ab|\*)")  # how pages name a run of a variant
 
 
 @contextlib.contextmanager
@@ -76,6 +77,9 @@ def write_inputs(folder: Path) -> None:
         (folder / name).write_text("\n\n".join(part), encoding="utf-8")
     notes = [json.dumps({"body": text}) for text in whole]
     (folder / "notes.jsonl").write_text("\n".join(notes), encoding="utf-8")
+    halves = [(part, label) for text in whole for label, part in (("begins", text[:200]), ("ends", text[-200:]))]
+    labelled = [json.dumps({"text": part, "label": label}) for part, label in halves]
+    (folder / "news.jsonl").write_text("\n".join(labelled), encoding="utf-8")
     (folder / "my-model").symlink_to(ROOT / "saebench" / "assets" / "tiny-gpt2")
 
 
@@ -83,7 +87,7 @@ def run_small(argv: Sequence[str]) -> str:
     """Run a command of saebench in this process, on little data; what it printed. Raises SystemExit if it fails."""
     words = [NAMED_RUN.sub(newest, word) for word in argv]
     words = [EASY if before == "--fvu" else word for before, word in itertools.pairwise(["", *words])]
-    if "overrides" in {param.name for param in GROUP.commands[words[0]].params}:
+    if words[0] not in SHOWN and "overrides" in {param.name for param in GROUP.commands[words[0]].params}:
         given = {word.partition("=")[0] for word in words}
         given |= {"sae.d_sae"} if words[0] == "import" or "--sae" in words else set()  # which have an SAE
         words += [word for word in SMALL if (key := word.partition("=")[0]) not in given or key in CUT]

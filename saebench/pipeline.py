@@ -22,7 +22,7 @@ from saebench.heldout import HeldOut, Subject
 from saebench.member import Member
 from saebench.memory import keep_freed_memory
 from saebench.room import waves
-from saebench.running import Running
+from saebench.running import Running, sweep
 from saebench.runs import METRICS, describe_run, environment, read_latents, write_csv
 from saebench.sae_configs import keyed
 from saebench.saes import SAE
@@ -71,6 +71,8 @@ def run(configs: Sequence[RunConfig], evaluate_only: bool = False) -> list[Path]
     Raises InputError, after the others are done, if the loss of a run stopped being finite or its memory ran out.
     """
     check_outputs(configs)
+    for outputs in {cfg.outputs for cfg in configs}:
+        sweep(Path(outputs))
     folders: dict[int, Path] = {}
     failed: list[str] = []
     cache_sites(configs)

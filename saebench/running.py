@@ -44,19 +44,12 @@ class Running:
     def __enter__(self) -> Self:
         self.open.enter_context(lock(self.path))
         self.open.callback(self.path.unlink, missing_ok=True)
-        self.sweep()
+        sweep(self.path.parent.parent)
         self.tell()
         return self
 
     def __exit__(self, *failure: object) -> None:
         self.open.close()
-
-    def sweep(self) -> None:
-        """Remove what killed processes left."""
-        for left in self.path.parent.glob("*.json*"):
-            record = left.with_name(left.name.partition(".json")[0] + ".json")  # it, its lock or a torn part of it
-            if record != self.path and not held(record):
-                left.unlink(missing_ok=True)
 
     def before(self, after_step: Callable[[], None]) -> Callable[[], None]:
         """Tell, if it is time, then do what else is to be done after a step."""
@@ -86,6 +79,14 @@ class Running:
             return {}
         steps = {"start": self.start[name], "done": going.done, "steps": going.steps, "failure": going.failure}
         return steps | {"last": going.log[-1] if going.log else {}}
+
+
+def sweep(outputs: Path) -> None:
+    """Remove what killed processes left of what they told."""
+    for left in (outputs / "running").glob("*.json*"):
+        record = left.with_name(left.name.partition(".json")[0] + ".json")  # it, its lock or a torn part of it
+        if not held(record):
+            left.unlink(missing_ok=True)
 
 
 def live(outputs: Path) -> list[dict[str, Any]]:

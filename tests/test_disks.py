@@ -230,6 +230,15 @@ def test_two_processes_asked_for_the_same_run_make_it_once(tmp_path: Path, wante
     assert list(tmp_path.rglob("*.lock")) == []
 
 
+def test_what_a_killed_process_told_is_removed_even_if_nothing_is_left_to_do(tmp_path: Path) -> None:
+    cfg = run_config(*GIVEN, f"outputs={tmp_path}")
+    done = pipeline.run([cfg])
+    for name in ("evaluating-elsewhere-1.json", "evaluating-elsewhere-1.json.lock", "training-elsewhere-2.json.lock"):
+        (tmp_path / "running" / name).write_text("{}")
+    assert pipeline.run([cfg]) == done
+    assert list((tmp_path / "running").iterdir()) == []
+
+
 def test_a_lock_file_left_by_a_dead_process_stops_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "stage.lock").write_text("12345")
     assert store.stage(tmp_path / "stage", {}, lambda partial: None)

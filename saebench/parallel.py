@@ -11,6 +11,7 @@ group of their own that waits for hours, as one rank may tokenise or write while
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -171,8 +172,25 @@ def peers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
-        raise RankLost(f"another rank is gone, and says itself why; this one stops ({reason})") from error
+        raise lost(error) from error
+
+
+@contextmanager
+def peers_within() -> Iterator[None]:
+    """The same around work that reaches the other ranks now and then: its own errors are raised as they are."""
+    try:
+        yield
+    except RuntimeError as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if frame.f_globals["__name__"] != "torch.distributed.distributed_c10d":  # where all collectives are called
+            raise
+        raise lost(error) from error
+
+
+def lost(error: RuntimeError) -> RankLost:
+    """What is said where another rank could not be reached."""
+    reason = str(error).partition("\n")[0]
+    return RankLost(f"another rank is gone, and says itself why; this one stops ({reason})")
 
 
 def reduced(t: Tensor, how: Any) -> Tensor:

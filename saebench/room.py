@@ -61,7 +61,7 @@ def held_by(cfg: RunConfig, d_in: int, device: torch.device, world: World = SOLO
     rows = 4 * cfg.train.batch_size * (SURE * cfg.sae.d_sae + 16 * d_in)
     small = 64 * (cfg.sae.d_sae + d_in)
     if cfg.shard == "on" and world.size > 1:
-        share = -(-weights // world.size) + cfg.sae.d_sae + d_in  # the first rank's, of rows that do not go even
+        share = -(-weights // world.size) + 2 * (cfg.sae.d_sae + d_in)  # the first rank's, of rows that do not go even
         return Need(12 * share + small, 24 * weights + rows)  # gathered, with the buffers that they come and go by
     return Need(12 * weights + 2 * copies + small, 8 * weights + rows)
 

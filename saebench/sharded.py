@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saebench.parallel import local, own, whole
+from saebench.parallel import local, own, peers_within, whole
 from saebench.saes import SAE, Step
 from saebench.saes.base import Tables
 
@@ -60,7 +60,6 @@ class Sharded(nn.Module):
         self.loss_of = (LossOf(sae),)  # in a tuple, as its parameters are not this module's
         self.mixed, self.aux = mixed, torch.zeros((), device=device)
         self.drop()
-        sae.to(device)
         mesh = init_device_mesh(device.type, (sae.world.size,))
         half = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if mixed else MixedPrecisionPolicy()
         for table in self.tables:
@@ -107,8 +106,9 @@ class Sharded(nn.Module):
     def step(self, x: Tensor, factor: float, dead: Tensor | None) -> Step:
         """Loss and gradients, those of AuxK among them, averaged over ranks in `.grad` of the `shared` parameters."""
         self.aux.zero_()
-        step = self(x, factor, dead)
-        step.loss.backward()
+        with peers_within():
+            step = self(x, factor, dead)
+            step.loss.backward()
         return step._replace(loss=step.loss + self.aux)
 
     @torch.no_grad()
@@ -146,12 +146,11 @@ class Added:
     x_hat: Tensor
     value: Tensor
 
-    def __init__(self, sae: SAE, x: Tensor, dead: Tensor | None, mixed: bool) -> None:
+    def __init__(self, sae: SAE, x: Tensor, dead: Tensor, mixed: bool) -> None:
         self.sae, self.x, self.dead, self.mixed = sae, x, dead, mixed
 
     def __call__(self, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor) -> None:
         """Add to the gradients, and set `value`."""
-        assert self.dead is not None
         into = Tables(W_enc, b_enc, W_dec, self.weights.b_dec)
         with torch.autocast(self.x.device.type, torch.bfloat16, enabled=self.mixed):
             self.value.copy_(self.sae.add_aux(self.x, self.x_hat, self.dead, self.weights, into))

@@ -25,9 +25,9 @@ from safetensors.torch import load_file
 from saebench import engines, pipeline
 from saebench.activations import Batches
 from saebench.checkpoint import checkpoints, save_checkpoint
-from saebench.checks import InputError
+from saebench.checks import InputError, RankLost
 from saebench.member import Member
-from saebench.parallel import SOLO, World, join
+from saebench.parallel import SOLO, World, join, peers_within
 from saebench.room import Need, needs_of
 from tests.configs import run_config, stats_of, synthetic
 from tests.ranks import (
@@ -215,8 +215,9 @@ def wait_for_step(outputs: Path, ranks: Sequence[subprocess.Popen[str]]) -> None
         time.sleep(0.02)
 
 
-def test_a_rank_that_is_killed_ends_the_other_and_one_process_goes_on(tmp_path: Path) -> None:
-    overrides = ("checkpoint=0.01", "train.n_tokens=40_000")
+@pytest.mark.parametrize("shard", ["off", pytest.param("on", marks=pytest.mark.long)])
+def test_a_rank_that_is_killed_ends_the_other_and_one_process_goes_on(shard: str, tmp_path: Path) -> None:
+    overrides = ("checkpoint=0.01", "train.n_tokens=40_000", f"shard={shard}")
     ranks = started(command(tmp_path, *overrides))
     wait_for_step(tmp_path, ranks)
     ranks[1].kill()
@@ -240,6 +241,12 @@ def test_a_rank_that_is_killed_ends_the_other_and_one_process_goes_on(tmp_path: 
     for mine, other in zip(rows_of(found / "train.csv"), undisturbed.log, strict=False):
         assert float(mine["loss"]) == pytest.approx(other["loss"], rel=1e-4)
     assert json.loads((found / "env.json").read_text())["ranks"] == 1
+
+
+def test_an_error_of_a_step_itself_is_not_taken_for_a_lost_rank() -> None:
+    with pytest.raises(RuntimeError, match="size") as raised, peers_within():
+        torch.ones(2) @ torch.ones(3)
+    assert not isinstance(raised.value, RankLost)
 
 
 def test_commands_of_one_process_are_refused_among_ranks(tmp_path: Path) -> None:

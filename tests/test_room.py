@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from saebench import memory
 from saebench.checks import InputError
 from saebench.parallel import SOLO
 from saebench.pipeline import run
@@ -45,6 +46,22 @@ def test_what_a_member_surely_needs_is_more_than_it_does() -> None:
         (need,), bound = needs_of([cfg], stats, CPU, SOLO), held_by(cfg, len(stats.mean), CPU)
         assert need.held <= bound.held
         assert need.passing <= bound.passing
+
+
+def test_what_is_larger_than_all_the_memory_is_refused_unless_ranks_share_it_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cfg = run_config("sae=topk", "sae.d_sae=1_000_000", "shard=on", "train.precision=float32")
+    monkeypatch.setattr(
+        memory, "memory_of", lambda device: int(20e9)
+    )  # 2e9 weights: 32 GB whole, 8 + 12 / ranks a weight shared
+    with pytest.raises(
+        InputError, match=r"sae\.d_sae=1000000: training needs 32\.0 GB and cpu has 20\.0; lower it, or share it out"
+    ):
+        memory.check_memory(cfg, 1000, CPU)
+    with pytest.raises(InputError, match=r"training needs 28\.0 GB and cpu has 20\.0; lower it$"):
+        memory.check_memory(cfg, 1000, CPU, 2)
+    memory.check_memory(cfg, 1000, CPU, 8)
 
 
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 30)), max_size=12), st.integers(80, 200))

@@ -65,37 +65,34 @@ def check_waiting(variant: str) -> str:
     return "never waits"
 
 
+def losses(member: Member) -> list[float]:
+    """Of 30 steps."""
+    for x in batches(30):
+        member.step(x.to(member.device))
+    member.settle()
+    return [row["loss"] for row in member.log]
+
+
+def worst(one: Member, other: Member) -> str:
+    """The largest relative difference between the losses of two members."""
+    return f"{max(abs(a / b - 1) for a, b in zip(losses(one), losses(other), strict=True)):.1e}"
+
+
 def check_losses(variant: str) -> str:
-    """The largest relative difference between the losses of 30 float32 steps on the CPU and on the GPU."""
-    logs = []
-    for device in ("cpu", "cuda"):
-        member = member_of(variant, device, "float32")
-        for x in batches(30):
-            member.step(x.to(device))
-        member.settle()
-        logs.append([row["loss"] for row in member.log])
-    worst = max(abs(a / b - 1) for a, b in zip(*logs, strict=True))
-    return f"losses differ by at most {worst:.1e} of themselves"
+    """Float32 steps on the CPU and on the GPU."""
+    return f"the CPU's losses: {worst(*(member_of(variant, device, 'float32') for device in ('cpu', 'cuda')))}"
 
 
 def check_shared(variant: str, device: str = "cuda", precision: str = "bfloat16") -> str:
-    """The largest relative difference between the losses of 30 steps of an SAE shared out over one rank and of a whole one."""
+    """Steps of a whole SAE and of one shared out over this process alone."""
     if not dist.is_initialized():
         backend = "nccl" if device == "cuda" else "gloo"
         dist.init_process_group(backend, init_method=f"file://{tempfile.mkdtemp()}/met", rank=0, world_size=1)
-    logs = []
-    for shared in (False, True):
-        member = member_of(variant, device, precision)
-        if shared:
-            member.sae.copies = {}
-            member.sharded = Sharded(member.sae, member.device, member.mixed)
-            member.optimizer = Adam(member.sharded.shared(), member.cfg.train, member.sae.lr_factors())
-        for x in batches(30):
-            member.step(x.to(device))
-        member.settle()
-        logs.append([row["loss"] for row in member.log])
-    worst = max(abs(a / b - 1) for a, b in zip(*logs, strict=True))
-    return f"shared out: {worst:.1e}"
+    whole, shared = (member_of(variant, device, precision) for _ in range(2))
+    shared.sae.copies = {}
+    shared.sharded = Sharded(shared.sae, shared.device, shared.mixed)
+    shared.optimizer = Adam(shared.sharded.shared(), shared.cfg.train, shared.sae.lr_factors())
+    return f"shared out: {worst(whole, shared)}"
 
 
 def main() -> None:
